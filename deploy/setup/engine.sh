@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Prints the engine for this machine: gpu, cpu or sim. ENGINE overrides.
 set -euo pipefail
+# shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/lib.sh"
 
 case ${ENGINE:-} in

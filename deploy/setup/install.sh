@@ -3,6 +3,7 @@
 # install.sh full    and what `make up` and `make check` need: dev lock, engine
 # Nothing is done twice: each part leaves a stamp in .venv, keyed on its lock's checksum.
 set -euo pipefail
+# shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/lib.sh"
 here=$ROOT/deploy/setup
 cd "$ROOT"

@@ -2,6 +2,7 @@
 # Prints the path of a nats-server; unpacks one into .tools where there is none. Needs no root and installs nothing
 # system-wide: Debian's package, once installed, starts a broker on port 4222.
 set -euo pipefail
+# shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/lib.sh"
 TOOLS=$ROOT/.tools
 

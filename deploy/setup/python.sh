@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv from a Python 3.11. PYTHON311 names one; else the first that works is taken.
 set -euo pipefail
+# shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/lib.sh"
 
 is_311() { "$1" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; }
