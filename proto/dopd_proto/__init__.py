@@ -1,0 +1,4 @@
+"""Every message that crosses a process border, its subject and its bytes.
+
+Consumes nothing of the project; everything else may import it.
+"""

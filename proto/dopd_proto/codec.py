@@ -1,0 +1,35 @@
+"""MessagePack in and out. A payload that is not what its subject promises is a `DecodeError`, never a crash."""
+
+from typing import TypeVar
+
+import msgspec
+
+from dopd_proto.base import Message
+
+M = TypeVar("M", bound=Message)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoders: dict[tuple[type[Message], ...], msgspec.msgpack.Decoder[Message]] = {}
+
+
+class DecodeError(ValueError):
+    """The bytes are no message of the expected type; the text says what was wrong and where."""
+
+
+def encode(message: Message) -> bytes:
+    """The message as MessagePack, a map with its tag under `type`."""
+    return _encoder.encode(message)
+
+
+def decode(payload: bytes, types: tuple[type[M], ...]) -> M:
+    """A message of one of `types`. Raises DecodeError."""
+    decoder = _decoders.get(types)
+    if decoder is None:
+        union = types[0]
+        for other in types[1:]:
+            union = union | other  # type: ignore[assignment]
+        decoder = _decoders[types] = msgspec.msgpack.Decoder(union)
+    try:
+        return decoder.decode(payload)  # type: ignore[return-value]
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise DecodeError(str(error)) from error

@@ -1,0 +1,213 @@
+"""A request on its way: what a client asks, what a gateway places on workers, and the tokens that come back.
+
+`Generate` → `PrefillWork` → `DecodeWork` → `TokenBatch` → `Chunk`/`Completion`, or a `Failure` at any point.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from dopd_proto.base import Message, Role
+
+FinishReason = Literal["stop", "length"]
+RunEnd = Literal["stop", "length", "handed_over", "open", "migrated", "aborted", "failed"]
+"""How a run of tokens ended on its worker.
+
+`handed_over`: the next segment was accepted by the worker that the slip names. `open`: the segment is done and the
+gateway places the next one. `migrated`: the worker gave the request back at a token boundary (role change).
+"""
+
+
+class Failure(Message):
+    """An error as it crosses processes; over HTTP the same fields in OpenAI's shape.
+
+    `status` is the HTTP status, `retryable` says whether the same request may succeed if sent again.
+    """
+
+    code: str
+    message: str
+    status: int
+    param: str | None = None
+    retryable: bool = False
+
+
+class Sampling(Message):
+    """How tokens are drawn. Lengths count output tokens over the whole request, not one segment."""
+
+    max_tokens: int
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    ignore_eos: bool = False
+
+
+class Generate(Message, forbid_unknown_fields=True):
+    """The public NATS request on `dopd.v1.generate`: a completion, streamed to the caller's inbox if `stream`.
+
+    `prompt` is text or token ids. `timeout_s` bounds the whole request (default: the gateway's).
+    """
+
+    model: str
+    prompt: str | list[int]
+    max_tokens: int = 16
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop: list[str] = []
+    ignore_eos: bool = False
+    stream: bool = False
+    return_tokens: bool = False
+    timeout_s: float | None = None
+    priority: int = 0
+
+
+class Usage(Message):
+    """Token counts as one engine would report them."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Chunk(Message):
+    """A piece of a streamed completion. `index` is the output index of its first token, `seq` counts chunks."""
+
+    request_id: str
+    seq: int
+    index: int
+    text: str
+    tokens: bytes = b""
+
+
+class Completion(Message):
+    """The end of a completion. Streamed: `text` and `tokens` are empty and `seq` is the number of chunks sent."""
+
+    request_id: str
+    model: str
+    finish_reason: FinishReason
+    usage: Usage
+    text: str = ""
+    tokens: bytes = b""
+    seq: int = 0
+
+
+class BatchTag(Message):
+    """Membership in a batch that starts in one engine step.
+
+    `size` members wait for each other. `exclusive`: no other prefill runs beside the batch.
+    """
+
+    batch_id: str
+    size: int = 1
+    exclusive: bool = False
+
+
+class Segment(Message):
+    """A stretch of one request on one worker, as the gateway bound it.
+
+    The worker computes KV for the first `stop` tokens of prompt + output (None: to the end). `epoch` and
+    `incarnation` are the worker's as the gateway saw them; a mismatch is refused.
+    """
+
+    worker_id: str
+    incarnation: str
+    epoch: int
+    role: Role
+    stop: int | None = None
+
+
+class Work(Message):
+    """What a worker needs to run one segment.
+
+    `tokens` (packed) is the prompt and the output so far, `prompt_tokens` of them the prompt. `any_role` lets a
+    worker of another role take it, when no worker of the right role serves.
+    """
+
+    request_id: str
+    attempt: int
+    gateway_id: str
+    gateway_incarnation: str
+    tokens: bytes
+    prompt_tokens: int
+    sampling: Sampling
+    segment: Segment
+    deadline_s: float
+    batch: BatchTag | None = None
+    priority: int = 0
+    any_role: bool = False
+
+
+class PrefillWork(Work):
+    """Compute up to `segment.stop`, then hand over to `then` (None: the gateway picks when the time comes)."""
+
+    then: Segment | None = None
+
+
+class DecodeWork(Work):
+    """Continue from `tokens` to the end. With the bare prompt as tokens it is a whole request on one worker."""
+
+
+class WorkReply(Message):
+    """The worker's immediate answer to a piece of work. `reason` is a code when it was not accepted."""
+
+    accepted: bool
+    role: Role
+    epoch: int
+    reason: Literal["", "wrong_role", "incarnation", "draining", "full", "deadline", "stale", "invalid"] = ""
+    message: str = ""
+
+
+class Run(Message):
+    """New tokens of one request: `index` is the output index of the first of them, `times_s` the worker's clock.
+
+    `local_cached_tokens` and `store_cached_tokens` (first run of a segment) say how much of the input the engine's own
+    prefix cache and the KV store gave; `store_expected_tokens` what whole chunks would have allowed.
+    """
+
+    request_id: str
+    attempt: int
+    index: int
+    tokens: bytes = b""
+    times_s: tuple[float, ...] = ()
+    end: RunEnd | None = None
+    started: bool = False
+    local_cached_tokens: int = 0
+    store_cached_tokens: int = 0
+    store_expected_tokens: int = 0
+    failure: Failure | None = None
+
+
+class TokenBatch(Message):
+    """All new tokens of one worker step for one gateway. `seq` counts the batches of this pair without a hole."""
+
+    worker_id: str
+    incarnation: str
+    seq: int
+    runs: tuple[Run, ...]
+
+
+class Abort(Message):
+    """The client has gone or the attempt is void: stop and free the KV. `attempt` and lower ones are meant."""
+
+    request_id: str
+    attempt: int
+
+
+class Resend(Message):
+    """A gap was seen: send the runs of this request from output index `index` again, or say that they are gone."""
+
+    gateway_id: str
+    request_id: str
+    attempt: int
+    index: int
+
+
+class ResendReply(Message):
+    """`run` is None when the worker no longer has what was asked for."""
+
+    run: Run | None = None
+
+

@@ -1,0 +1,105 @@
+"""States and observations: what processes say of themselves, and what is counted and forecast."""
+
+from typing import Literal
+
+from dopd_proto.base import Message, Role
+
+Phase = Literal["starting", "serving", "draining", "stalled", "failed", "stopping"]
+
+
+class Grant(Message):
+    """Admission credit of one gateway at a worker, cumulative like a flow-control window.
+
+    `received` counts work accepted from this gateway incarnation, `limit` how much it may have sent in all.
+    """
+
+    gateway_id: str
+    gateway_incarnation: str
+    received: int
+    limit: int
+
+
+class WorkerState(Message):
+    """A worker's own word on itself; published on every change and as a heartbeat. It lapses after `lease_s`.
+
+    `accepting_at_s` is when the present role began to take work, `drained_at_s` when the last work of the old one
+    was gone (None: still draining). Token counts: `queued_prefill_tokens` is prompt work not yet computed,
+    `context_tokens` the live context of decoding requests.
+    """
+
+    worker_id: str
+    incarnation: str
+    role: Role
+    epoch: int
+    phase: Phase
+    model: str
+    kv_domain: str
+    sent_s: float
+    lease_s: float
+    decision_id: str = ""
+    accepting_at_s: float = 0.0
+    drained_at_s: float | None = None
+    steps: int = 0
+    running: int = 0
+    waiting: int = 0
+    decoding: int = 0
+    queued_prefill_tokens: int = 0
+    context_tokens: int = 0
+    kv_used_tokens: int = 0
+    kv_total_tokens: int = 0
+    store_total_tokens: int = 0
+    store_ok: bool = True
+    kv_misses: int = 0
+    max_model_len: int = 0
+    grants: tuple[Grant, ...] = ()
+
+
+class GatewayState(Message):
+    """A gateway's heartbeat. When it lapses, workers abort what they do for that incarnation."""
+
+    gateway_id: str
+    incarnation: str
+    sent_s: float
+    lease_s: float
+    waiting: int = 0
+    running: int = 0
+
+
+class ArrivalWindow(Message):
+    """Arrivals counted at one gateway in [start_s, end_s), on arrival and never on completion."""
+
+    gateway_id: str
+    incarnation: str
+    start_s: float
+    end_s: float
+    requests: int
+    isl_tokens_sum: int
+    isl_tokens_square_sum: int
+    osl_tokens_limit_sum: int
+
+
+class OutcomeWindow(Message):
+    """Requests that ended at one gateway in [start_s, end_s). Sums are over the completed ones."""
+
+    gateway_id: str
+    incarnation: str
+    start_s: float
+    end_s: float
+    completed: int
+    failed: int
+    osl_tokens_sum: int
+    gateway_ttft_s_sum: float
+    tpot_s_sum: float
+    kv_miss_tokens: int = 0
+
+
+class Forecast(Message):
+    """What is expected in [start_s, start_s + horizon_s), summed over gateways."""
+
+    start_s: float
+    horizon_s: float
+    model: str
+    requests_per_s: float
+    isl_tokens_mean: float
+    isl_tokens_var: float
+    osl_tokens_mean: float

@@ -1,0 +1,114 @@
+"""What every engine promises, so that a worker need not know which one it drives.
+
+An engine runs *jobs* with continuous batching. After each step it calls `on_output` once with all that the step
+produced. It fetches KV that the shared store has, and stores what it computes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from dopd_proto.request import BatchTag, Sampling
+
+from dopd.policy.base import BudgetSpec
+
+JobEnd = Literal["stop", "length", "aborted", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One segment as the engine sees it: continue `tokens` by at most `max_new_tokens`.
+
+    `emit` false: the one token that a vLLM prefill must produce is dropped (a cut inside the prompt).
+    `sampling` lengths count from the prompt's end; `prompt_tokens` of `tokens` are the original prompt.
+    """
+
+    job_id: str
+    tokens: Sequence[int]
+    prompt_tokens: int
+    max_new_tokens: int
+    sampling: Sampling
+    batch: BatchTag | None = None
+    priority: int = 0
+    emit: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """Where the input's KV came from, in tokens: the engine's own prefix cache, the shared store, the best possible."""
+
+    local_tokens: int = 0
+    store_tokens: int = 0
+    expected_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class JobOutput:
+    """New tokens of one job and when each was made (the runtime's clock). `cached` comes with the first output."""
+
+    job_id: str
+    tokens: tuple[int, ...] = ()
+    times_s: tuple[float, ...] = ()
+    end: JobEnd | None = None
+    cached: Cached | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """What one engine step really did: tokens scheduled per job. The proof that a policy was enforced."""
+
+    step: int
+    tokens: dict[str, int] = field(default_factory=dict)
+    decodes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """The engine now. `steps` only grows; `store_ok` is false while the KV store does not answer.
+
+    `queued_prefill_tokens` is input not yet computed, `context_tokens` the live context of decoding jobs.
+    """
+
+    steps: int = 0
+    running: int = 0
+    waiting: int = 0
+    decoding: int = 0
+    queued_prefill_tokens: int = 0
+    context_tokens: int = 0
+    kv_used_tokens: int = 0
+    kv_total_tokens: int = 0
+    store_total_tokens: int = 0
+    store_ok: bool = True
+    alive: bool = True
+
+
+OnOutput = Callable[[Sequence[JobOutput]], None]
+
+
+class Engine(Protocol):
+    """Life: `start`, any number of jobs, `stop`. Every submitted job ends with exactly one output that has an `end`."""
+
+    max_running: int
+    max_model_len: int
+
+    async def start(self, on_output: OnOutput) -> None:
+        """Load the model. Returns when jobs are taken. Raises EngineError when it cannot."""
+
+    def submit(self, job: Job) -> None:
+        """Queue a job. Raises BadRequest when it can never run (longer than the model's context)."""
+
+    def abort(self, job_id: str) -> None:
+        """End a job at the next token boundary (`end="aborted"`) and free its KV. Unknown ids are ignored."""
+
+    async def set_budget(self, spec: BudgetSpec | None) -> None:
+        """Use this `StepBudget` from the next step on; None is the engine's own scheduling."""
+
+    async def take_records(self) -> list[StepRecord]:
+        """The steps since the last call (bounded, newest kept)."""
+
+    def load(self) -> EngineLoad:
+        """Cheap: called on every worker state."""
+
+    async def stop(self) -> None:
+        """End all jobs as aborted and free everything, child processes included. May be called twice."""

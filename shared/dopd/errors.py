@@ -1,0 +1,117 @@
+"""The tree of errors. One that crosses processes becomes a `Failure` with the same fields.
+
+    DopdError
+    ├─ ConfigError              a config file or environment key; names file, key and fix
+    ├─ RequestError             ends one request; code, status, param, retryable
+    │  ├─ BadRequest            400
+    │  ├─ UnknownModel          404
+    │  ├─ PayloadTooLarge       413, with both byte counts
+    │  ├─ Unavailable           503, retryable
+    │  └─ DeadlineExceeded      504, retryable
+    ├─ BusError
+    │  ├─ NoResponders          nobody listens on the subject
+    │  ├─ RequestTimeout        a reply did not come in time
+    │  └─ BusClosed
+    ├─ LedgerError
+    │  ├─ Conflict              compare-and-set lost
+    │  └─ LedgerLost            the ledger does not answer
+    └─ EngineError              the engine cannot start, or died
+"""
+
+from dopd_proto.request import Failure
+
+
+class DopdError(Exception):
+    """Everything that this project raises on purpose."""
+
+
+class ConfigError(DopdError):
+    """A setting that cannot be used: `where` (file or variable), `key`, and how to mend it."""
+
+    def __init__(self, where: str, key: str, fix: str) -> None:
+        super().__init__(f"{where}: {key}: {fix}")
+        self.where, self.key, self.fix = where, key, fix
+
+
+class RequestError(DopdError):
+    """Ends one request, over HTTP and NATS with the same fields."""
+
+    code = "internal_error"
+    status = 500
+    retryable = False
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message, self.param = message, param
+
+    def failure(self) -> Failure:
+        """The error as a message."""
+        return Failure(
+            code=self.code, message=self.message, status=self.status, param=self.param, retryable=self.retryable
+        )
+
+
+class BadRequest(RequestError):
+    """The request can never succeed as it is."""
+
+    code, status = "invalid_request_error", 400
+
+
+class UnknownModel(RequestError):
+    """This gateway does not serve the model."""
+
+    code, status = "model_not_found", 404
+
+
+class PayloadTooLarge(RequestError):
+    """A message above the broker's limit; the text has both byte counts."""
+
+    code, status = "payload_too_large", 413
+
+    def __init__(self, size_bytes: int, limit_bytes: int) -> None:
+        super().__init__(f"the message has {size_bytes} bytes, the limit is {limit_bytes} bytes")
+        self.size_bytes, self.limit_bytes = size_bytes, limit_bytes
+
+
+class Unavailable(RequestError):
+    """Nothing can serve the request now; sending it again later may work."""
+
+    code, status, retryable = "unavailable", 503, True
+
+
+class DeadlineExceeded(RequestError):
+    """The request's time was up before its last token."""
+
+    code, status, retryable = "deadline_exceeded", 504, True
+
+
+class BusError(DopdError):
+    """Something between processes failed."""
+
+
+class NoResponders(BusError):
+    """Nobody listens on the subject: go elsewhere, now."""
+
+
+class RequestTimeout(BusError):
+    """A reply did not come before its deadline."""
+
+
+class BusClosed(BusError):
+    """The connection was closed or drained."""
+
+
+class LedgerError(DopdError):
+    """The ledger refused or failed."""
+
+
+class Conflict(LedgerError):
+    """Somebody else changed the key first."""
+
+
+class LedgerLost(LedgerError):
+    """The ledger does not answer."""
+
+
+class EngineError(DopdError):
+    """The engine cannot start, or died."""

@@ -1,0 +1,1 @@
+"""Serving systems as pure functions, one file each. `POLICIES` is the list."""

@@ -1,0 +1,181 @@
+"""What a policy sees and what it may decide: views in, decisions out, nothing else.
+
+A policy is up to three pure functions with explicit state: `Scheduler` (gateway), `StepBudget` (inside the engine)
+and `Planner` (ratio-planner). Adding one is one file and one line in `dopd.policy.POLICIES`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from dopd.cluster import ClusterView
+from dopd.slo import Slo
+
+Role = Literal["prefill", "decode", "mixed"]
+
+
+# --- Scheduler -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RequestView:
+    """A waiting request. `isl_tokens` counts all input of the next segment, tokens already sent included.
+
+    `osl_tokens` is the predicted number of output tokens still to come, with its spread as standard deviation.
+    """
+
+    request_id: str
+    isl_tokens: int
+    uncached_tokens: int
+    osl_tokens: float
+    osl_std_tokens: float
+    max_new_tokens: int
+    slo: Slo
+    priority: int
+    arrived_s: float
+    attempt: int = 0
+    avoid: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentPlan:
+    """Compute KV up to `stop` tokens of prompt + output on this worker. None: the end, or a worker chosen later."""
+
+    worker_id: str | None
+    stop: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where one request goes: one segment, or two."""
+
+    request_id: str
+    segments: tuple[SegmentPlan, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """Requests bound together. `together`: their first segments start in one step; `exclusive`: no prefill beside."""
+
+    placements: tuple[Placement, ...]
+    together: bool = False
+    exclusive: bool = False
+
+
+class Scheduler(Protocol):
+    """Lives in the gateway, owns the waiting queue, binds late."""
+
+    def initial(self) -> Any:
+        """The state before the first call."""
+
+    def step(
+        self, state: Any, queue: Sequence[RequestView], cluster: ClusterView, now_s: float
+    ) -> tuple[Any, Sequence[Dispatch], float | None]:
+        """Bind what should go now; the float asks to be called again at that time."""
+
+
+# --- StepBudget ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingView:
+    """A request in the engine that has not started. `tokens` is the input still to compute.
+
+    `ready` is false while its KV is being looked up or fetched. The batch fields are those of `BatchTag`.
+    """
+
+    job_id: str
+    tokens: int
+    waited_s: float
+    ready: bool = True
+    batch_id: str = ""
+    batch_size: int = 1
+    exclusive: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StepView:
+    """The engine just before a step: what runs, and what waits in arrival order."""
+
+    decodes: int
+    context_tokens: int
+    prefills: int
+    exclusive_running: bool
+    waiting: Sequence[WaitingView]
+    max_tokens: int
+    max_running: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepLimit:
+    """What the step may do. `gate` "closed" admits no new request; None means the engine's own limit."""
+
+    max_tokens: int | None = None
+    max_running: int | None = None
+    gate: Literal["open", "closed"] = "open"
+
+
+class StepBudget(Protocol):
+    """Asked inside the engine before every step."""
+
+    def initial(self) -> Any:
+        """The state before the first step."""
+
+    def limit(self, state: Any, step: StepView) -> tuple[Any, StepLimit]:
+        """The limits of the next step."""
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetSpec:
+    """A `StepBudget` by dotted name (`package.module:Class`) and coefficients, so that it can cross to a child process."""
+
+    target: str
+    params: Mapping[str, float] = field(default_factory=dict)
+
+
+# --- Planner ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ForecastView:
+    """What the forecaster expects of the next horizon."""
+
+    requests_per_s: float
+    isl_tokens_mean: float
+    isl_tokens_var: float
+    osl_tokens_mean: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Wanted role per worker (absent: leave as it is) and free-form knobs for the schedulers, with the reason."""
+
+    roles: Mapping[str, Role]
+    knobs: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
+
+
+class Planner(Protocol):
+    """Lives in the ratio-planner."""
+
+    def initial(self) -> Any:
+        """The state before the first round."""
+
+    def plan(
+        self, state: Any, forecast: ForecastView | None, cluster: ClusterView, slo: Slo, now_s: float
+    ) -> tuple[Any, Plan]:
+        """The roles wanted now."""
+
+
+# --- Policy ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """One serving system: how it schedules, what it does inside the engine, and whether it changes roles."""
+
+    name: str
+    scheduler: Callable[..., Scheduler]
+    budget: BudgetSpec | None = None
+    planner: Callable[..., Planner] | None = None
+    first_roles: Literal["split", "mixed"] = "split"

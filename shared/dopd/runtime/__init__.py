@@ -1,0 +1,1 @@
+"""Time, chance, identity and compute: the only things that differ between real and virtual runs, but for the loop."""
