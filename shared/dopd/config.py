@@ -18,7 +18,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """A table of the config file."""
 
 
-class ClusterConfig(Section):
+class ClusterConfig(Section, frozen=True):
     """Which workers run, and where the broker is. `nats_url` empty: `dopd up` starts one and says its address."""
 
     prefill: int = 2
@@ -27,21 +27,21 @@ class ClusterConfig(Section):
     state_dir: str = ".dopd"
 
 
-class SloConfig(Section):
+class SloConfig(Section, frozen=True):
     """Targets of a request that brings none of its own."""
 
     ttft_s: float = 2.0
     tpot_s: float = 0.08
 
 
-class PolicyConfig(Section):
+class PolicyConfig(Section, frozen=True):
     """A policy by name, or as `package.module:NAME`; `params` go to its scheduler, budget and planner."""
 
     name: str = "simple"
     params: dict[str, float] = {}
 
 
-class GatewayConfig(Section):
+class GatewayConfig(Section, frozen=True):
     """`kv_budget_share`: the part of a KV store that may hold prefilled prompts which no decode worker has fetched."""
 
     host: str = "127.0.0.1"
@@ -57,14 +57,14 @@ class GatewayConfig(Section):
     window_s: float = 10.0
 
 
-class ForecasterConfig(Section):
+class ForecasterConfig(Section, frozen=True):
     """`alpha` is the weight of the newest window."""
 
     horizon_s: float = 10.0
     alpha: float = 0.3
 
 
-class PlannerConfig(Section):
+class PlannerConfig(Section, frozen=True):
     """`round_s` between rounds; a command is repeated each round until read back, for `command_timeout_s` at most."""
 
     round_s: float = 0.5
@@ -73,7 +73,7 @@ class PlannerConfig(Section):
     dry_run: bool = False
 
 
-class WorkerConfig(Section):
+class WorkerConfig(Section, frozen=True):
     """A worker without engine progress for `stall_s` while work is queued counts as dead; silent for `lease_s`, too.
 
     `max_requests` is the admission credit granted in all, 0 for what the engine can run at once.
@@ -86,7 +86,7 @@ class WorkerConfig(Section):
     resend_buffer_s: float = 30.0
 
 
-class EngineConfig(Section):
+class EngineConfig(Section, frozen=True):
     """`kind` "auto" takes vLLM where it is installed. `profile` and the `sim_…` keys are for the emulated engine.
 
     `model` is a hub id or a path; empty makes the tiny local model.
@@ -109,7 +109,7 @@ class EngineConfig(Section):
     lmcache_gb: float = 1.0
 
 
-class WorkloadConfig(Section):
+class WorkloadConfig(Section, frozen=True):
     """The load that `dopd up --demo` puts on, requests per second and mean lengths in tokens."""
 
     requests_per_s: float = 2.0
@@ -118,7 +118,14 @@ class WorkloadConfig(Section):
     seed: int = 0
 
 
-class Config(Section):
+class LogConfig(Section, frozen=True):
+    """`format` "auto" is console on a terminal and JSON elsewhere."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "console"] = "auto"
+
+
+class Config(Section, frozen=True):
     """Everything, resolved."""
 
     cluster: ClusterConfig = ClusterConfig()
@@ -130,6 +137,7 @@ class Config(Section):
     worker: WorkerConfig = WorkerConfig()
     engine: EngineConfig = EngineConfig()
     workload: WorkloadConfig = WorkloadConfig()
+    log: LogConfig = LogConfig()
 
 
 ENV_PREFIX = "DOPD__"
@@ -151,7 +159,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text())
     except OSError as error:
-        raise ConfigError(str(path), "file", f"cannot be read ({error.strerror}); give an existing TOML file") from error
+        raise ConfigError(
+            str(path), "file", f"cannot be read ({error.strerror}); give an existing TOML file"
+        ) from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(str(path), "syntax", f"{error}; mend the TOML") from error
 

@@ -1,0 +1,154 @@
+"""The process entry of every service: arguments, config, log, event loop, signals, bus, exit code.
+
+Consumes the command line (`--config`, and what a service adds), the environment, and the service's coroutine; produces
+a process that runs it until SIGTERM or SIGINT, drains the bus, and exits 0 (asked to stop), 1 (crashed) or 2 (cannot be
+started so). A service's `__main__` is
+
+    async def serve(ctx: ServiceContext) -> None:
+        ...start things that use ctx.bus...
+        await ctx.stop.wait()
+        ...end them; the bus is drained afterwards...
+
+    if __name__ == "__main__":
+        run_service("forecaster", serve)
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import uvloop
+
+from dopd import config as configs
+from dopd.bus import Bus
+from dopd.config import Config
+from dopd.errors import ConfigError, DopdError
+from dopd.obs.log import get_logger, set_up
+from dopd.runtime.clock import RealRuntime
+from dopd.runtime.lifeline import hold_to_parent, watch_parent
+
+CONFIG_VARIABLE = "DOPD_CONFIG"
+
+
+@dataclass(frozen=True)
+class ServiceContext:
+    """What a service is given. It ends soon after `stop` is set; returning earlier ends the process, too."""
+
+    name: str
+    args: argparse.Namespace
+    config: Config
+    runtime: RealRuntime
+    bus: Bus
+    stop: asyncio.Event
+
+
+Main = Callable[[ServiceContext], Awaitable[None]]
+
+
+def run_service(
+    name: str,
+    main: Main,
+    add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
+    argv: Sequence[str] | None = None,
+) -> NoReturn:
+    """Run a service to its end and leave the process. `name` also names the bus connection and the log lines.
+
+    With an argument `worker_id` the process is called by it.
+    """
+    hold_to_parent()
+    args = _parse(name, add_arguments, argv)
+    try:
+        config = configs.load(args.config)
+    except ConfigError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    called = getattr(args, "worker_id", "") or name
+    set_up(called, config.log.level, config.log.format)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        code = runner.run(_guarded(called, main, args, config))
+    raise SystemExit(code)
+
+
+def _parse(
+    name: str, add_arguments: Callable[[argparse.ArgumentParser], None] | None, argv: Sequence[str] | None
+) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=f"dopd {name}")
+    add_config_argument(parser)
+    if add_arguments is not None:
+        add_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def add_config_argument(parser: argparse.ArgumentParser) -> None:
+    """`--config FILE`, with DOPD_CONFIG as its default: the same for every process."""
+    named = os.environ.get(CONFIG_VARIABLE)
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        default=Path(named) if named else None,
+        help=f"TOML file (default: ${CONFIG_VARIABLE}, else built-in values); DOPD__SECTION__KEY=… overrides a key",
+    )
+
+
+def stop_on_signals(stop: asyncio.Event) -> None:
+    """SIGTERM or SIGINT sets `stop`; a second one ends the process at once."""
+
+    def ask(number: int) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ask, number)
+
+
+async def _guarded(name: str, main: Main, args: argparse.Namespace, config: Config) -> int:
+    """Run and turn an error into one log line and an exit code."""
+    log = get_logger()
+    stop = asyncio.Event()
+    stop_on_signals(stop)
+    asyncio.get_running_loop().set_exception_handler(_report_task)
+    parent = asyncio.create_task(watch_parent())
+    try:
+        await _connected(name, main, args, config, stop)
+    except DopdError as error:
+        log.error("service_failed", error=type(error).__name__, detail=str(error))
+        return 2 if isinstance(error, ConfigError) else 1
+    except Exception:
+        log.error("service_crashed", exc_info=True)
+        return 1
+    finally:
+        parent.cancel()
+    log.info("service_stopped")
+    return 0
+
+
+async def _connected(name: str, main: Main, args: argparse.Namespace, config: Config, stop: asyncio.Event) -> None:
+    """Connect the bus, run, drain. A stop during the connection attempt ends it."""
+    from dopd.bus.nats_bus import NatsBus  # the only client of the real bus; keeps this module importable without nats
+
+    connecting = asyncio.ensure_future(NatsBus.connect(config.cluster.nats_url, name=name))
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({connecting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not connecting.done():
+        connecting.cancel()
+        return
+    bus = connecting.result()
+    get_logger().info("service_started", pid=os.getpid(), nats_url=config.cluster.nats_url)
+    try:
+        await main(ServiceContext(name, args, config, RealRuntime(config.engine.seed), bus, stop))
+    finally:
+        await bus.drain()
+
+
+def _report_task(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    get_logger().error("task_failed", detail=context.get("message", ""), exc_info=context.get("exception"))
