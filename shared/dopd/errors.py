@@ -1,21 +1,21 @@
 """The tree of errors. One that crosses processes becomes a `Failure` with the same fields.
 
-    DopdError
-    ├─ ConfigError              a config file or environment key; names file, key and fix
-    ├─ RequestError             ends one request; code, status, param, retryable
-    │  ├─ BadRequest            400
-    │  ├─ UnknownModel          404
-    │  ├─ PayloadTooLarge       413, with both byte counts
-    │  ├─ Unavailable           503, retryable
-    │  └─ DeadlineExceeded      504, retryable
-    ├─ BusError
-    │  ├─ NoResponders          nobody listens on the subject
-    │  ├─ RequestTimeout        a reply did not come in time
-    │  └─ BusClosed
-    ├─ LedgerError
-    │  ├─ Conflict              compare-and-set lost
-    │  └─ LedgerLost            the ledger does not answer
-    └─ EngineError              the engine cannot start, or died
+DopdError
+├─ ConfigError              a config file or environment key; names file, key and fix
+├─ RequestError             ends one request; code, status, param, retryable
+│  ├─ BadRequest            400
+│  ├─ UnknownModel          404
+│  ├─ PayloadTooLarge       413, with both byte counts
+│  ├─ Unavailable           503, retryable
+│  └─ DeadlineExceeded      504, retryable
+├─ BusError
+│  ├─ NoResponders          nobody listens on the subject
+│  ├─ RequestTimeout        a reply did not come in time
+│  └─ BusClosed
+├─ LedgerError
+│  ├─ Conflict              compare-and-set lost
+│  └─ LedgerLost            the ledger does not answer
+└─ EngineError              the engine cannot start, or died
 """
 
 from dopd_proto.request import Failure
@@ -115,3 +115,25 @@ class LedgerLost(LedgerError):
 
 class EngineError(DopdError):
     """The engine cannot start, or died."""
+
+
+def error_from(failure: Failure) -> RequestError:
+    """The error that a `Failure` stands for: the subclass with its code, or a RequestError with the same fields."""
+    error = _KINDS.get(failure.code, RequestError)(failure.message, failure.param)
+    # The sender may be newer than we are: its fields hold, not those of our class.
+    error.code, error.status, error.retryable = failure.code, failure.status, failure.retryable
+    return error
+
+
+class _RemoteTooLarge(PayloadTooLarge):
+    """Came in as a Failure: the byte counts are in the text only."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        RequestError.__init__(self, message, param)
+        counts = [int(word) for word in message.split() if word.isdigit()]
+        self.size_bytes, self.limit_bytes = (counts[0], counts[1]) if len(counts) == 2 else (0, 0)
+
+
+_KINDS: dict[str, type[RequestError]] = {
+    kind.code: kind for kind in (BadRequest, UnknownModel, _RemoteTooLarge, Unavailable, DeadlineExceeded)
+}

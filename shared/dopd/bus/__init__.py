@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+import msgspec
+
 from dopd_proto.base import Message
 from dopd_proto.subjects import Address
 
@@ -16,9 +18,11 @@ M = TypeVar("M", bound=Message)
 R = TypeVar("R", bound=Message)
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery(Generic[M]):
-    """A message as it came in: where it was sent, and where an answer goes (empty: none is expected)."""
+class Delivery(msgspec.Struct, Generic[M], frozen=True):
+    """A message as it came in: where it was sent, and where an answer goes (empty: none is expected).
+
+    A Struct because a frozen dataclass takes several times as long to make, and there is one for each message.
+    """
 
     message: M
     subject: str
@@ -76,22 +80,20 @@ class Bus(Protocol):
         RequestError that a `Failure` answer stands for.
         """
 
-    def stream(
+    async def stream(
         self, to: Address[M], message: M, replies: tuple[type[R], ...], on_reply: Callable[[R], None]
-    ) -> Awaitable[Subscription]:
-        """Send a request whose many answers come to an inbox of its own, until the subscription is stopped.
+    ) -> Subscription:
+        """Send a request whose many answers go to `on_reply`, until the returned subscription is stopped.
 
-        Raises NoResponders through `on_reply` never: it is raised by the awaited call itself when known at once.
+        Returns once the broker has taken the request, at once while it is away. Raises NoResponders when nobody
+        listens, PayloadTooLarge or BusClosed. `on_reply` gets messages only: list Failure among `replies` to see
+        errors of the other side. Whether and when an answer comes is the caller's to watch.
         """
 
-    async def subscribe(
-        self, to: Address[M], handler: Callable[[Delivery[M]], None], queue: str = ""
-    ) -> Subscription:
+    async def subscribe(self, to: Address[M], handler: Callable[[Delivery[M]], None], queue: str = "") -> Subscription:
         """Call `handler` for each message. With `queue`, one member of the group gets each."""
 
-    async def serve(
-        self, to: Address[M], handler: Callable[[M], Awaitable[Message]], queue: str = ""
-    ) -> Subscription:
+    async def serve(self, to: Address[M], handler: Callable[[M], Awaitable[Message]], queue: str = "") -> Subscription:
         """Answer requests. A RequestError from the handler becomes a `Failure` answer, any other exception a 500."""
 
     def on_fault(self, handler: Callable[[BusFault], None]) -> None:

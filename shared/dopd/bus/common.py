@@ -1,0 +1,108 @@
+"""What both buses do alike: report faults, and answer requests of `serve`.
+
+Consumes: handlers. Produces: BusFault to whoever asked for it, else a log line; a Failure for every error.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from dopd.bus import BusFault
+from dopd.errors import BusError, RequestError, error_from
+from dopd_proto.base import Message
+from dopd_proto.request import Failure
+
+M = TypeVar("M", bound=Message)
+R = TypeVar("R", bound=Message)
+
+DEFAULT_MAX_PENDING = 65_536
+DEFAULT_MAX_PAYLOAD = 8 * 1024 * 1024
+
+_log = logging.getLogger("dopd.bus")
+
+
+class FaultBox:
+    """Hands each fault to all handlers. Without one it is logged, because silence would hide lost messages."""
+
+    def __init__(self, bus_name: str) -> None:
+        self._bus_name = bus_name
+        self._handlers: list[Callable[[BusFault], None]] = []
+
+    def add(self, handler: Callable[[BusFault], None]) -> None:
+        self._handlers.append(handler)
+
+    def report(self, kind: str, subject: str, detail: str, error: BaseException | None = None) -> None:
+        """Never raises: a fault handler that fails must not stop deliveries."""
+        if not self._handlers:
+            _log.warning("%s: %s on %s: %s", self._bus_name, kind, subject or "-", detail, exc_info=error)
+        for handler in self._handlers:
+            try:
+                handler(BusFault(kind, subject, detail))
+            except Exception:
+                _log.exception("%s: a fault handler failed on %s", self._bus_name, kind)
+
+
+class TaskSet:
+    """Tasks in flight: kept alive (the loop holds weak references only), waited for and cancelled together."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def finish(self, timeout_s: float) -> None:
+        """Wait until all are done, at most `timeout_s`; what is left then is cancelled."""
+        mine = asyncio.current_task()
+        tasks = [task for task in self._tasks if task is not mine]
+        if tasks:
+            await asyncio.wait(tasks, timeout=max(0.0, timeout_s))
+        self.cancel()
+
+    def cancel(self) -> None:
+        mine = asyncio.current_task() if _inside_loop() else None
+        for task in self._tasks:
+            if task is not mine:
+                task.cancel()
+
+
+def _inside_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+async def answer_of(handler: Callable[[M], Awaitable[Message]], message: M, subject: str, faults: FaultBox) -> Message:
+    """The handler's answer. A RequestError is an answer too; anything else is a fault of ours and a 500."""
+    try:
+        return await handler(message)
+    except RequestError as error:
+        return error.failure()
+    except Exception as error:
+        detail = f"{type(error).__name__}: {error}"
+        faults.report("handler", subject, detail, error)
+        return Failure(code="internal_error", message=detail, status=500)
+
+
+def expected(answer: Message, replies: tuple[type[R], ...], subject: str) -> R:
+    """The answer, if it is one of `replies`. Raises the error that a Failure stands for, or BusError."""
+    if isinstance(answer, replies):
+        return answer
+    if isinstance(answer, Failure):
+        raise error_from(answer)
+    raise BusError(f"{subject}: {type(answer).__name__} is no answer to this request")
+
+
+def settle(future: asyncio.Future[Message], outcome: Message | BusError) -> None:
+    """The first outcome counts; an answer after the time-out is nobody's."""
+    if future.done():
+        return
+    if isinstance(outcome, BusError):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
