@@ -3,15 +3,25 @@
 Consumes a TOML file (or nothing: every key has a default) and the environment; produces `Config`.
 """
 
+import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from dopd.errors import ConfigError
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+
+DEFAULT_NATS_URL = "nats://127.0.0.1:4222"
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -19,19 +29,31 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class ClusterConfig(Section, frozen=True):
-    """Which workers run, and where the broker is. `nats_url` empty: `dopd up` starts one and says its address."""
+    """Which workers run, and where the broker is.
 
-    prefill: int = 2
-    decode: int = 2
-    nats_url: str = "nats://127.0.0.1:4222"
+    `nats_url` empty: `dopd up` starts a broker; a service started by itself looks at the default port.
+    """
+
+    prefill: Count = 2
+    decode: Count = 2
+    nats_url: str = ""
     state_dir: str = ".dopd"
+
+    def __post_init__(self) -> None:
+        if self.prefill + self.decode == 0:
+            raise ValueError("no worker: give prefill or decode at least 1")
+
+    @property
+    def broker_url(self) -> str:
+        """Where services connect."""
+        return self.nats_url or DEFAULT_NATS_URL
 
 
 class SloConfig(Section, frozen=True):
     """Targets of a request that brings none of its own."""
 
-    ttft_s: float = 2.0
-    tpot_s: float = 0.08
+    ttft_s: Positive = 2.0
+    tpot_s: Positive = 0.08
 
 
 class PolicyConfig(Section, frozen=True):
@@ -45,31 +67,31 @@ class GatewayConfig(Section, frozen=True):
     """`kv_budget_share`: the part of a KV store that may hold prefilled prompts which no decode worker has fetched."""
 
     host: str = "127.0.0.1"
-    port: int = 8000
-    heartbeat_s: float = 0.5
-    lease_s: float = 3.0
-    timeout_s: float = 600.0
-    work_timeout_s: float = 2.0
-    resend_timeout_s: float = 1.0
-    max_attempts: int = 5
-    max_waiting: int = 10_000
-    kv_budget_share: float = 0.5
-    window_s: float = 10.0
+    port: Port = 8000
+    heartbeat_s: Positive = 0.5
+    lease_s: Positive = 3.0
+    timeout_s: Positive = 600.0
+    work_timeout_s: Positive = 2.0
+    resend_timeout_s: Positive = 1.0
+    max_attempts: AtLeastOne = 5
+    max_waiting: AtLeastOne = 10_000
+    kv_budget_share: Share = 0.5
+    window_s: Positive = 10.0
 
 
 class ForecasterConfig(Section, frozen=True):
     """`alpha` is the weight of the newest window."""
 
-    horizon_s: float = 10.0
-    alpha: float = 0.3
+    horizon_s: Positive = 10.0
+    alpha: Share = 0.3
 
 
 class PlannerConfig(Section, frozen=True):
     """`round_s` between rounds; a command is repeated each round until read back, for `command_timeout_s` at most."""
 
-    round_s: float = 0.5
-    command_timeout_s: float = 60.0
-    lease_s: float = 5.0
+    round_s: Positive = 0.5
+    command_timeout_s: Positive = 60.0
+    lease_s: Positive = 5.0
     dry_run: bool = False
 
 
@@ -79,11 +101,11 @@ class WorkerConfig(Section, frozen=True):
     `max_requests` is the admission credit granted in all, 0 for what the engine can run at once.
     """
 
-    heartbeat_s: float = 0.25
-    lease_s: float = 3.0
-    stall_s: float = 15.0
-    max_requests: int = 0
-    resend_buffer_s: float = 30.0
+    heartbeat_s: Positive = 0.25
+    lease_s: Positive = 3.0
+    stall_s: Positive = 15.0
+    max_requests: Count = 0
+    resend_buffer_s: Positive = 30.0
 
 
 class EngineConfig(Section, frozen=True):
@@ -96,25 +118,25 @@ class EngineConfig(Section, frozen=True):
     model: str = ""
     seed: int = 0
     profile: str = "h200-llama-3.1-8b-fp8-tp1"
-    max_running: int = 0
-    max_step_tokens: int = 0
-    max_model_len: int = 0
+    max_running: Count = 0
+    max_step_tokens: Count = 0
+    max_model_len: Count = 0
     kv_domain: str = "local"
-    chunk_tokens: int = 0
+    chunk_tokens: Count = 0
     save_decode_cache: bool = True
-    sim_store_tokens: int = 4_000_000
-    gpu_memory_utilization: float = 0.0
+    sim_store_tokens: AtLeastOne = 4_000_000
+    gpu_memory_utilization: Share = 0.0
     lmcache_host: str = "127.0.0.1"
-    lmcache_port: int = 0
-    lmcache_gb: float = 1.0
+    lmcache_port: Port = 0
+    lmcache_gb: Positive = 1.0
 
 
 class WorkloadConfig(Section, frozen=True):
     """The load that `dopd up --demo` puts on, requests per second and mean lengths in tokens."""
 
-    requests_per_s: float = 2.0
-    isl_tokens: int = 600
-    osl_tokens: int = 100
+    requests_per_s: Annotated[float, msgspec.Meta(ge=0)] = 2.0
+    isl_tokens: AtLeastOne = 600
+    osl_tokens: AtLeastOne = 100
     seed: int = 0
 
 
@@ -151,37 +173,72 @@ def load(path: Path | None = None, env: Mapping[str, str] = os.environ) -> Confi
         _convert(tables, str(path))
     for variable, value in sorted(env.items()):
         if variable.startswith(ENV_PREFIX):
-            _override(tables, variable, value)
-    return _convert(tables, "environment (" + ENV_PREFIX + "…)")
+            tables = _overridden(tables, variable, value)
+    return _convert(tables, str(path))
+
+
+def dump(config: Config) -> bytes:
+    """The config as JSON that `load` reads back."""
+    return msgspec.json.format(msgspec.json.encode(config), indent=2)
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        text = path.read_text()
     except OSError as error:
         raise ConfigError(
             str(path), "file", f"cannot be read ({error.strerror}); give an existing TOML file"
         ) from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(str(path), "syntax", f"{error}; mend the TOML") from error
-
-
-def _override(tables: dict[str, Any], variable: str, value: str) -> None:
-    keys = variable.removeprefix(ENV_PREFIX).lower().split("__")
-    if len(keys) < 2:
-        raise ConfigError(variable, "name", "use DOPD__SECTION__KEY, for example DOPD__SLO__TPOT_S=0.02")
-    table = tables
-    for key in keys[:-1]:
-        table = table.setdefault(key, {})
+    except UnicodeDecodeError as error:
+        raise ConfigError(str(path), "file", f"is no text ({error.reason}); give a TOML file in UTF-8") from error
     try:
-        table[keys[-1]] = tomllib.loads(f"v = {value}")["v"]
+        return msgspec.json.decode(text, type=dict[str, Any]) if path.suffix == ".json" else tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, msgspec.DecodeError) as error:
+        raise ConfigError(str(path), "syntax", f"{error}; mend that line") from error
+
+
+def _overridden(tables: dict[str, Any], variable: str, value: str) -> dict[str, Any]:
+    """The tables with one variable's value. It is read as TOML (numbers, true, lists), else taken as it stands."""
+    keys = variable.removeprefix(ENV_PREFIX).lower().split("__")
+    if len(keys) < 2 or not all(keys):
+        raise ConfigError(variable, "name", "use DOPD__SECTION__KEY, for example DOPD__SLO__TPOT_S=0.02")
+    plain = _with(tables, keys, value)
+    try:
+        changed = _with(tables, keys, tomllib.loads(f"v = {value}")["v"])
     except tomllib.TOMLDecodeError:
-        table[keys[-1]] = value
+        changed = plain
+    try:
+        _convert(changed, variable)
+    except ConfigError as error:
+        if not error.fix.startswith("Expected `str`"):
+            raise
+        _convert(plain, variable)  # a text that looks like a number: a model called 405
+        return plain
+    return changed
+
+
+def _with(tables: dict[str, Any], keys: list[str], value: Any) -> dict[str, Any]:
+    inner = tables.get(keys[0], {})
+    if len(keys) > 1:
+        value = _with(inner if isinstance(inner, dict) else {}, keys[1:], value)
+    return tables | {keys[0]: value}
 
 
 def _convert(tables: dict[str, Any], where: str) -> Config:
     try:
         return msgspec.convert(tables, Config)
     except msgspec.ValidationError as error:
-        text, _, key = str(error).partition(" - at `$.")
-        raise ConfigError(where, key.rstrip("`") or "file", f"{text}; see docs/configuration.md") from error
+        text, _, place = str(error).partition(" - at `$")
+        raise _explained(where, text, place.strip("`.")) from None
+
+
+def _explained(where: str, text: str, place: str) -> ConfigError:
+    """An unknown key is named together with what may stand there; other errors say what was expected."""
+    unknown = re.search(r"unknown field `(.*)`", text)
+    if unknown is None:
+        return ConfigError(where, place or "file", f"{text}; see docs/configuration.md")
+    table = getattr(Config(), place) if place else Config()
+    key, known = unknown[1], table.__struct_fields__
+    close = difflib.get_close_matches(key, known, 1)
+    fix = f"did you mean {close[0]!r}?" if close else "known here: " + ", ".join(known)
+    return ConfigError(where, f"{place}.{key}".strip("."), f"unknown; {fix}")

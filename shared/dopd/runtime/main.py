@@ -135,7 +135,7 @@ async def _connected(name: str, main: Main, args: argparse.Namespace, config: Co
     """Connect the bus, run, drain. A stop during the connection attempt ends it."""
     from dopd.bus.nats_bus import NatsBus  # the only client of the real bus; keeps this module importable without nats
 
-    connecting = asyncio.ensure_future(NatsBus.connect(config.cluster.nats_url, name=name))
+    connecting = asyncio.ensure_future(NatsBus.connect(config.cluster.broker_url, name=name))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({connecting, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
@@ -143,7 +143,7 @@ async def _connected(name: str, main: Main, args: argparse.Namespace, config: Co
         connecting.cancel()
         return
     bus = connecting.result()
-    get_logger().info("service_started", pid=os.getpid(), nats_url=config.cluster.nats_url)
+    get_logger().info("service_started", pid=os.getpid(), nats_url=config.cluster.broker_url)
     try:
         await main(ServiceContext(name, args, config, RealRuntime(config.engine.seed), bus, stop))
     finally:
