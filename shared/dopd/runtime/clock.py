@@ -16,6 +16,9 @@ class Runtime(Protocol):
     def now(self) -> float:
         """Seconds; in real mode since the epoch, comparable between processes of one machine."""
 
+    def loop_time(self, when_s: float) -> float:
+        """The running loop's `time()` at clock reading `when_s`, for `call_at`."""
+
     def rng(self, name: str) -> random.Random:
         """A generator of its own for each name, from the run's seed."""
 
@@ -36,6 +39,9 @@ class RealRuntime:
 
     def now(self) -> float:
         return time.monotonic() + self._offset_s
+
+    def loop_time(self, when_s: float) -> float:
+        return asyncio.get_running_loop().time() + when_s - self.now()
 
     def rng(self, name: str) -> random.Random:
         return random.Random(f"{self._seed}/{name}")

@@ -84,6 +84,9 @@ class VirtualRuntime:
     def now(self) -> float:
         return asyncio.get_running_loop().time()
 
+    def loop_time(self, when_s: float) -> float:
+        return when_s
+
     def rng(self, name: str) -> random.Random:
         return random.Random(f"{self._seed}/{name}")
 

@@ -1,0 +1,367 @@
+"""Continuous batching of one emulated engine, step by step. Pure: time comes in, outputs go out.
+
+Like vLLM's scheduler: running requests first (one token each, or the next prompt chunk), then waiting ones as the
+gate, the token budget and the KV blocks allow; out of blocks, the youngest running request starts over.
+"""
+
+from array import array
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dopd.engine.contract import Cached, EngineLoad, Job, JobEnd, JobOutput, StepRecord
+from dopd.engine.sim.blocks import BlockPool
+from dopd.engine.sim.tokens import chunk_keys, draw, next_key, prefix_state
+from dopd.perf.model import step_s, transfer_s
+from dopd.perf.profile import Profile
+from dopd.policy.base import StepBudget, StepLimit, StepView, WaitingView
+from dopd.policy.gate import admissible
+
+RECORDS = 4096
+RETRY_S = 0.05
+
+
+@dataclass(slots=True, eq=False)
+class Seq:
+    """A job in the engine. `tokens` is input and output; KV exists for the first `computed` of them."""
+
+    job: Job
+    tokens: "array[int]"
+    state: int
+    nonce: int
+    submitted_s: float
+    ready_s: float
+    store_chunks: int
+    computed: int = 0
+    goal: int = 0
+    made: int = 0
+    undrawn: int = 0
+    sent: int = 0
+    keys: list[bytes] = field(default_factory=list)
+    private_blocks: int = 0
+    cached: Cached | None = None
+    times_s: list[float] = field(default_factory=list)
+    active: bool = False
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens) + self.undrawn
+
+    @property
+    def decoding(self) -> bool:
+        return self.computed >= self.goal
+
+
+class SimCore:
+    """The state of one emulated engine."""
+
+    def __init__(self, profile: Profile, save_decode: bool, lazy: bool = False, chunk_tokens: int = 0) -> None:
+        """`lazy`: report only first tokens and ends (with all tokens before); what simulations in bulk want."""
+        self.profile = profile
+        self.lazy = lazy
+        self.save_decode = save_decode
+        self.chunk_tokens = chunk_tokens or profile.chunk_tokens
+        self.pool = BlockPool(
+            profile.kv_total_tokens // profile.block_tokens, self.chunk_tokens // profile.block_tokens
+        )
+        self.running: list[Seq] = []
+        self.waiting: deque[Seq] = deque()
+        self.steps = 0
+        self.records: deque[StepRecord] = deque(maxlen=RECORDS)
+        self.budget: StepBudget | None = None
+        self.budget_state: object = None
+        self._plan: list[tuple[Seq, int]] = []
+
+    # --- in -----------------------------------------------------------------------------------------------------
+
+    def keys_of(self, job: Job) -> list[bytes]:
+        """Names of the input's whole chunks, to look up in the store."""
+        return chunk_keys(array("I", job.tokens), self.chunk_tokens)
+
+    def submit(self, job: Job, store_chunks: int, nonce: int, now_s: float) -> None:
+        """Queue a job of which the store has `store_chunks` chunks; it is ready when their KV has been moved here."""
+        tokens = array("I", job.tokens)
+        seq = Seq(job, tokens, prefix_state(tokens), nonce, now_s, now_s, store_chunks, goal=len(tokens))
+        local = self.pool.match(chunk_keys(tokens, self.chunk_tokens)) if store_chunks else 0
+        seq.ready_s += transfer_s(self.profile, max(0, store_chunks - local) * self.chunk_tokens)
+        self.waiting.append(seq)
+
+    def retry_at(self, now_s: float) -> float:
+        """When to look again at requests that could not start: as the next KV arrives, else soon (gated batches)."""
+        return min((seq.ready_s for seq in self.waiting if seq.ready_s > now_s), default=now_s + RETRY_S)
+
+    def abort(self, job_id: str) -> JobOutput | None:
+        """Take a job out now; what it has made and not sent comes with its end."""
+        for queue in (self.running, self.waiting):
+            for seq in queue:
+                if seq.job.job_id == job_id:
+                    queue.remove(seq)
+                    seq.active = False
+                    return self._leave(seq, "aborted")
+        return None
+
+    # --- one step -----------------------------------------------------------------------------------------------
+
+    def begin_step(self, now_s: float) -> float | None:
+        """Plan the next step; its duration in seconds, None when there is nothing to compute."""
+        limit = self._limit(now_s)
+        budget = min(limit.max_tokens or self.profile.max_step_tokens, self.profile.max_step_tokens)
+        self._plan = []
+        budget -= self._plan_running(budget)
+        if self.waiting and budget > 0:
+            self._admit(limit, budget, now_s)
+        return self._duration() if self._plan else None
+
+    def _plan_running(self, budget: int) -> int:
+        used = 0
+        # Decodes first: a prompt chunk takes what they leave.
+        for seq in sorted(self.running, key=lambda seq: not seq.decoding) if self._mixed() else list(self.running):
+            share = min(1 if seq.decoding else seq.goal - seq.computed, budget - used)
+            if share > 0 and seq.active and self._grow(seq, share):
+                self._plan.append((seq, share))
+                used += share
+        return used
+
+    def _mixed(self) -> bool:
+        return any(not seq.decoding for seq in self.running)
+
+    def _grow(self, seq: Seq, count: int) -> bool:
+        """Blocks for `count` more tokens, at the cost of the youngest requests. False: `seq` itself had to go."""
+        while True:
+            need = self._blocks(seq.computed + count) - self._held(seq)
+            if need <= 0 or self.pool.allocate(need):
+                seq.private_blocks += max(0, need)
+                return True
+            youngest = self.running[-1]
+            self._start_over(youngest)
+            if youngest is seq:
+                return False
+
+    def _start_over(self, seq: Seq) -> None:
+        self.running.remove(seq)
+        seq.active = False
+        self._plan = [(other, share) for other, share in self._plan if other is not seq]
+        self.pool.release(seq.keys, seq.private_blocks)
+        self._draw(seq)
+        seq.keys, seq.private_blocks, seq.computed, seq.goal, seq.store_chunks = [], 0, 0, seq.length, 0
+        self.waiting.appendleft(seq)
+
+    def _admit(self, limit: StepLimit, budget: int, now_s: float) -> None:
+        allowed = set(admissible(self._view(now_s), limit))
+        for seq in [seq for seq in self.waiting if seq.job.job_id in allowed]:
+            if budget <= 0 or not self._start(seq):
+                return
+            self.waiting.remove(seq)
+            self.running.append(seq)
+            seq.active = True
+            share = min(seq.goal - seq.computed, budget)
+            self._plan.append((seq, share))
+            budget -= share
+
+    def _start(self, seq: Seq) -> bool:
+        """Take what the caches have and blocks for the whole input. False when memory is short."""
+        keys = chunk_keys(seq.tokens, self.chunk_tokens)
+        local = self.pool.match(keys)
+        self.pool.hold(keys[:local])
+        hit = max(local, min(seq.store_chunks, len(keys)))
+        need = self._blocks(len(seq.tokens)) - local * self.pool.chunk_blocks
+        if not self.pool.allocate(need):
+            self.pool.release(keys[:local], 0)
+            return False
+        seq.private_blocks = need
+        seq.keys = keys[:local]
+        for key in keys[local:hit]:  # fetched from the store: shared from now on
+            self._name(seq, key)
+        # At least one token is computed, else there would be no output.
+        seq.computed = min(hit * self.chunk_tokens, len(seq.tokens) - 1)
+        if seq.cached is None:
+            in_local = min(local * self.chunk_tokens, seq.computed)
+            seq.cached = Cached(local_tokens=in_local, store_tokens=seq.computed - in_local)
+        return True
+
+    def _duration(self) -> float:
+        tokens = square = decodes = context = stored = 0
+        for seq, share in self._plan:
+            after = seq.computed + share
+            if seq.decoding:
+                decodes += 1
+                context += after
+            else:
+                tokens += share
+                square += after * after - seq.computed * seq.computed
+            if self._stores(seq, after):
+                stored += (after // self.chunk_tokens - seq.computed // self.chunk_tokens) * self.chunk_tokens
+        # The store is written inside the step (engines.md 4.4, engine_driven): no race, at the cost of its time.
+        return step_s(self.profile, tokens, square, decodes, context) + transfer_s(self.profile, stored)
+
+    def end_step(self, now_s: float) -> tuple[list[JobOutput], list[bytes]]:
+        """The step planned last is over: outputs, and the names of chunks to put in the store."""
+        self.steps += 1
+        if self._plan:
+            counts = {seq.job.job_id: share for seq, share in self._plan}
+            self.records.append(StepRecord(self.steps, counts, sum(seq.decoding for seq, _ in self._plan)))
+        outputs: list[JobOutput] = []
+        stored: list[bytes] = []
+        for seq, share in self._plan:
+            if not seq.active:  # aborted while the step ran
+                continue
+            seq.computed += share
+            if seq.computed >= seq.goal:
+                self._make(seq, now_s)
+            stored += self._name_chunks(seq)
+            if seq.made >= seq.job.max_new_tokens:
+                self.running.remove(seq)
+                seq.active = False
+                outputs.append(self._leave(seq, "length"))
+            elif seq.made > seq.sent and not (self.lazy and seq.sent):
+                outputs.append(self._take(seq, None))
+        self._plan = []
+        return outputs, stored
+
+    def _make(self, seq: Seq, now_s: float) -> None:
+        seq.made += 1
+        seq.undrawn += 1
+        seq.times_s.append(now_s)
+
+    def _leave(self, seq: Seq, end: JobEnd) -> JobOutput:
+        self.pool.release(seq.keys, seq.private_blocks)
+        return self._take(seq, end)
+
+    def _take(self, seq: Seq, end: JobEnd | None) -> JobOutput:
+        """What was made and not yet sent."""
+        self._draw(seq)
+        tokens = tuple(seq.tokens[len(seq.tokens) - (seq.made - seq.sent) :]) if seq.made > seq.sent else ()
+        cached = seq.cached if not seq.sent else None
+        times = tuple(seq.times_s)
+        seq.sent, seq.times_s = seq.made, []
+        if not seq.job.emit:
+            tokens, times = (), ()
+        return JobOutput(seq.job.job_id, tokens, times, end, cached)
+
+    def _draw(self, seq: Seq) -> None:
+        if seq.undrawn:
+            drawn, seq.state = draw(seq.state, seq.nonce, seq.undrawn)
+            seq.tokens.extend(drawn)
+            seq.undrawn = 0
+
+    # --- many steps at once -------------------------------------------------------------------------------------
+
+    def stable_steps(self) -> int:
+        """How many steps from the planned one on are sure to be plain decodes of the same requests, without an end,
+        a chunk to store, or memory to reclaim. 0 when the planned step is none of these."""
+        plan = self._plan
+        if self.waiting or len(plan) != len(self.running) or self.budget is not None or self._mixed():
+            return 0
+        quiet = min((self._quiet(seq) for seq, _ in plan), default=0)
+        spare = self.pool.free // max(1, len(plan)) - 1
+        return max(0, min(quiet, spare * self.profile.block_tokens))
+
+    def _quiet(self, seq: Seq) -> int:
+        left = seq.job.max_new_tokens - seq.made - 1
+        return min(left, self.chunk_tokens - seq.computed % self.chunk_tokens - 1)
+
+    def advance(self, start_s: float, end_s: float, until_s: float, most: int) -> tuple[float, float]:
+        """End up to `most` stable steps that are over by `until_s`; start and end of the step then under way."""
+        profile, count = self.profile, len(self._plan)
+        context = sum(seq.computed + 1 for seq, _ in self._plan)
+        times: list[float] = []
+        while len(times) < most and end_s <= until_s:
+            times.append(end_s)
+            context += count
+            start_s, end_s = end_s, end_s + step_s(profile, 0, 0, count, context)
+        done = len(times)
+        if done:
+            self.steps += done
+            for seq, _ in self._plan:
+                seq.computed += done
+                seq.made += done
+                seq.undrawn += done
+                seq.times_s += times
+                need = self._blocks(seq.computed + 1) - self._held(seq)
+                if need > 0:
+                    self.pool.allocate(need)
+                    seq.private_blocks += need
+        return start_s, end_s
+
+    def take_all(self) -> list[JobOutput]:
+        """Everything made and not yet sent (before a crash or a read from outside)."""
+        return [self._take(seq, None) for seq in self.running if seq.made > seq.sent]
+
+    # --- views --------------------------------------------------------------------------------------------------
+
+    def _limit(self, now_s: float) -> StepLimit:
+        if self.budget is None:
+            return StepLimit()
+        self.budget_state, limit = self.budget.limit(self.budget_state, self._view(now_s))
+        return limit
+
+    def _view(self, now_s: float) -> StepView:
+        decoding = [seq for seq in self.running if seq.decoding]
+        return StepView(
+            decodes=len(decoding),
+            context_tokens=sum(seq.length for seq in decoding),
+            prefills=len(self.running) - len(decoding),
+            exclusive_running=any(_exclusive(seq) and not seq.decoding for seq in self.running),
+            waiting=[self._waiting(seq, now_s) for seq in self.waiting],
+            max_tokens=self.profile.max_step_tokens,
+            max_running=self.profile.max_running,
+        )
+
+    def _waiting(self, seq: Seq, now_s: float) -> WaitingView:
+        batch = seq.job.batch
+        return WaitingView(
+            job_id=seq.job.job_id,
+            tokens=max(1, len(seq.tokens) - seq.store_chunks * self.chunk_tokens),
+            waited_s=now_s - seq.submitted_s,
+            ready=seq.ready_s <= now_s,
+            batch_id=batch.batch_id if batch else "",
+            batch_size=batch.size if batch else 1,
+            exclusive=bool(batch and batch.exclusive),
+        )
+
+    def load(self) -> EngineLoad:
+        """The engine now."""
+        decoding = [seq for seq in self.running if seq.decoding]
+        queued = sum(seq.goal - seq.computed for seq in self.running if not seq.decoding)
+        return EngineLoad(
+            steps=self.steps,
+            running=len(self.running),
+            waiting=len(self.waiting),
+            decoding=len(decoding),
+            queued_prefill_tokens=queued + sum(len(seq.tokens) for seq in self.waiting),
+            context_tokens=sum(seq.length for seq in decoding),
+            kv_used_tokens=self.pool.used * self.profile.block_tokens,
+            kv_total_tokens=self.pool.total * self.profile.block_tokens,
+        )
+
+    # --- blocks and chunks --------------------------------------------------------------------------------------
+
+    def _blocks(self, tokens: int) -> int:
+        return -(-tokens // self.profile.block_tokens)
+
+    def _held(self, seq: Seq) -> int:
+        return seq.private_blocks + len(seq.keys) * self.pool.chunk_blocks
+
+    def _stores(self, seq: Seq, upto: int) -> bool:
+        return self.save_decode or upto <= seq.job.prompt_tokens
+
+    def _name(self, seq: Seq, key: bytes) -> None:
+        self.pool.share(key)
+        seq.keys.append(key)
+        seq.private_blocks -= self.pool.chunk_blocks
+
+    def _name_chunks(self, seq: Seq) -> Sequence[bytes]:
+        """Name the chunks that this step completed; those the store should have."""
+        stored: list[bytes] = []
+        while (len(seq.keys) + 1) * self.chunk_tokens <= seq.computed:
+            self._draw(seq)
+            start = len(seq.keys) * self.chunk_tokens
+            key = next_key(seq.keys[-1] if seq.keys else b"", seq.tokens[start : start + self.chunk_tokens])
+            self._name(seq, key)
+            if self._stores(seq, start + self.chunk_tokens):
+                stored.append(key)
+        return stored
+
+
+def _exclusive(seq: Seq) -> bool:
+    return seq.job.batch is not None and seq.job.batch.exclusive

@@ -1,0 +1,195 @@
+"""`SimEngine`: the emulated engine on the event loop. Keeps the time for `SimCore` and talks to the KV store.
+
+With `together` steps that nothing can touch are advanced in one go (virtual time); results, times and decisions are
+those of single steps, because both run the same core and a run is cut at whatever comes from outside.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from dopd.engine.contract import EngineLoad, Job, JobOutput, OnOutput, StepRecord
+from dopd.engine.sim.core import SimCore
+from dopd.engine.sim.kvstore import KvStore
+from dopd.errors import BadRequest
+from dopd.perf.profile import Profile
+from dopd.policy import budget_from
+from dopd.policy.base import BudgetSpec
+from dopd.runtime.clock import Runtime
+
+
+class SimEngine:
+    """One emulated GPU worker. All methods run on the event loop's thread."""
+
+    def __init__(
+        self, profile: Profile, store: KvStore, runtime: Runtime, save_decode: bool = True, together: bool = False
+    ) -> None:
+        self.max_running = profile.max_running
+        self.max_model_len = profile.max_model_len
+        self.chunk_tokens = profile.chunk_tokens
+        self._core = SimCore(profile, save_decode, lazy=together)
+        self._store = store
+        self._runtime = runtime
+        self._together = together
+        self._draws = runtime.rng(runtime.new_id("engine"))
+        self._looking: dict[str, Job] = {}
+        self._step: tuple[float, float] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._storing = False
+        self._stall_until_s = 0.0
+        self._on_output: OnOutput | None = None
+
+    # --- life ---------------------------------------------------------------------------------------------------
+
+    async def start(self, on_output: OnOutput) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_output = on_output
+
+    async def stop(self) -> None:
+        for job_id in [*self._looking, *(seq.job.job_id for seq in (*self._core.running, *self._core.waiting))]:
+            self.abort(job_id)
+        self.kill()
+
+    def kill(self) -> None:
+        """Die silently, as a crashed process does: what was made before still goes out, nothing after."""
+        self._catch_up()
+        self._emit(self._core.take_all())
+        self._on_output = None
+        self._step = None
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def stall(self, duration_s: float) -> None:
+        """Make no progress for so long, as an engine does whose GPU hangs."""
+        self._catch_up()
+        self._stall_until_s = self._runtime.now() + duration_s
+
+    # --- jobs ---------------------------------------------------------------------------------------------------
+
+    def submit(self, job: Job) -> None:
+        most = min(self.max_model_len, self._core.pool.total * self._core.profile.block_tokens)
+        if not job.tokens or len(job.tokens) + job.max_new_tokens > most:
+            raise BadRequest(f"{len(job.tokens)} input and {job.max_new_tokens} output tokens; the limit is {most}")
+        keys = self._core.keys_of(job)
+        self._looking[job.job_id] = job
+        if keys:
+            self._store.lookup(keys, lambda found: self._enter(job, found))
+        else:
+            self._enter(job, 0)
+
+    def _enter(self, job: Job, found: int) -> None:
+        if self._looking.pop(job.job_id, None) is None or self._on_output is None:
+            return
+        self._catch_up()
+        self._core.submit(job, found, self._nonce(job), self._runtime.now())
+        self._kick()
+
+    def _nonce(self, job: Job) -> int:
+        if job.sampling.temperature == 0:
+            return 0
+        return self._draws.getrandbits(32) | 1 if job.sampling.seed is None else (job.sampling.seed * 2 + 1) & 0xFFFFFFFF
+
+    def abort(self, job_id: str) -> None:
+        if self._looking.pop(job_id, None):
+            self._emit([JobOutput(job_id, end="aborted")])
+            return
+        self._catch_up()
+        output = self._core.abort(job_id)
+        if output is not None:
+            self._emit([output])
+
+    async def set_budget(self, spec: BudgetSpec | None) -> None:
+        self._catch_up()
+        self._core.budget = None if spec is None else budget_from(spec)
+        self._core.budget_state = None if self._core.budget is None else self._core.budget.initial()
+
+    async def take_records(self) -> list[StepRecord]:
+        records = list(self._core.records)
+        self._core.records.clear()
+        return records
+
+    def load(self) -> EngineLoad:
+        self._catch_up()
+        load = self._core.load()
+        looking = sum(len(job.tokens) for job in self._looking.values())
+        return EngineLoad(
+            steps=load.steps,
+            running=load.running,
+            waiting=load.waiting + len(self._looking),
+            decoding=load.decoding,
+            queued_prefill_tokens=load.queued_prefill_tokens + looking,
+            context_tokens=load.context_tokens,
+            kv_used_tokens=load.kv_used_tokens,
+            kv_total_tokens=load.kv_total_tokens,
+            store_total_tokens=self._store.total_tokens,
+            store_ok=self._store.ok,
+        )
+
+    # --- steps --------------------------------------------------------------------------------------------------
+
+    def _kick(self) -> None:
+        """Begin a step when none is under way."""
+        if self._step is None and not self._storing and self._on_output is not None:
+            self._begin(self._runtime.now())
+
+    def _begin(self, now_s: float) -> None:
+        start_s = max(now_s, self._stall_until_s)
+        duration_s = self._core.begin_step(start_s)
+        self._step = None if duration_s is None else (start_s, start_s + duration_s)
+        if self._step is not None:
+            self._sleep()
+        elif self._core.waiting:
+            self._wake_at(self._core.retry_at(start_s))
+
+    def _sleep(self) -> None:
+        """Wake at the end of the step, or when the first step that matters ends if steps are advanced together."""
+        assert self._step is not None
+        start_s, end_s = self._step
+        quiet = self._core.stable_steps() if self._together else 0
+        # Decode steps only get longer as contexts grow, so this is never late.
+        self._wake_at(end_s + quiet * (end_s - start_s) * (1 - 1e-9) if quiet else end_s)
+
+    def _wake_at(self, when_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(self._runtime.loop_time(when_s), self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        self._catch_up()
+        self._kick()
+
+    def _catch_up(self) -> None:
+        """End every step that is over by now, and begin the next."""
+        now_s = self._runtime.now()
+        while self._step is not None and self._step[1] <= now_s:
+            quiet = self._core.stable_steps() if self._together else 0
+            if quiet:
+                self._step = self._core.advance(*self._step, now_s, quiet)
+                self._sleep()
+            else:
+                self._finish(self._step[1])
+        if self._step is not None and self._timer is None:
+            self._sleep()
+
+    def _finish(self, end_s: float) -> None:
+        outputs, stored = self._core.end_step(end_s)
+        self._step = None
+        if stored:
+            self._storing = True
+            self._store.put(stored, lambda: self._stored(outputs, end_s))
+        else:
+            self._after(outputs, end_s)
+
+    def _stored(self, outputs: Sequence[JobOutput], end_s: float) -> None:
+        self._storing = False
+        self._after(outputs, max(end_s, self._runtime.now()) if not self._together else end_s)
+
+    def _after(self, outputs: Sequence[JobOutput], end_s: float) -> None:
+        # The next step begins before anyone hears of this one, as it would on a GPU that runs ahead of its host.
+        if self._on_output is not None:
+            self._begin(end_s)
+        self._emit(outputs)
+
+    def _emit(self, outputs: Sequence[JobOutput]) -> None:
+        if outputs and self._on_output is not None:
+            self._on_output(outputs)
