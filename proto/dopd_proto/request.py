@@ -123,7 +123,8 @@ class Work(Message):
     """What a worker needs to run one segment.
 
     `tokens` (packed) is the prompt and the output so far, `prompt_tokens` of them the prompt. `any_role` lets a
-    worker of another role take it, when no worker of the right role serves.
+    worker of another role take it, when no worker of the right role serves. `kv_tokens`: so many of the tokens have
+    had their KV computed and stored by an earlier segment; what is missing of it here is a miss.
     """
 
     request_id: str
@@ -138,6 +139,7 @@ class Work(Message):
     batch: BatchTag | None = None
     priority: int = 0
     any_role: bool = False
+    kv_tokens: int = 0
 
 
 class PrefillWork(Work):
@@ -164,7 +166,7 @@ class Run(Message):
     """New tokens of one request: `index` is the output index of the first of them, `times_s` the worker's clock.
 
     `local_cached_tokens` and `store_cached_tokens` (first run of a segment) say how much of the input the engine's own
-    prefix cache and the KV store gave; `store_expected_tokens` what whole chunks would have allowed.
+    prefix cache and the KV store gave; `missed_tokens` what an earlier segment had stored and was not found.
     """
 
     request_id: str
@@ -176,7 +178,7 @@ class Run(Message):
     started: bool = False
     local_cached_tokens: int = 0
     store_cached_tokens: int = 0
-    store_expected_tokens: int = 0
+    missed_tokens: int = 0
     failure: Failure | None = None
 
 
@@ -209,5 +211,3 @@ class ResendReply(Message):
     """`run` is None when the worker no longer has what was asked for."""
 
     run: Run | None = None
-
-

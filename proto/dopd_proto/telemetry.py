@@ -10,13 +10,15 @@ Phase = Literal["starting", "serving", "draining", "stalled", "failed", "stoppin
 class Grant(Message):
     """Admission credit of one gateway at a worker, cumulative like a flow-control window.
 
-    `received` counts work accepted from this gateway incarnation, `limit` how much it may have sent in all.
+    `received` counts work accepted from this gateway incarnation, `limit` how much it may have sent in all, `batches`
+    the token batches sent to it, so that a lost last one is noticed.
     """
 
     gateway_id: str
     gateway_incarnation: str
     received: int
     limit: int
+    batches: int = 0
 
 
 class WorkerState(Message):

@@ -98,7 +98,9 @@ class PlannerConfig(Section, frozen=True):
 class WorkerConfig(Section, frozen=True):
     """A worker without engine progress for `stall_s` while work is queued counts as dead; silent for `lease_s`, too.
 
-    `max_requests` is the admission credit granted in all, 0 for what the engine can run at once.
+    `max_requests` is the admission credit granted in all, 0 for what the engine can run at once; `max_prefills` the
+    credit in the prefill role, small so that the gateway's queue stays where it can be re-ordered. Without progress
+    for `slow_s` no credit is granted. On SIGTERM work in hand gets `stop_grace_s` before it is given back.
     """
 
     heartbeat_s: Positive = 0.25

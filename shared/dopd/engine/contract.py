@@ -87,10 +87,13 @@ OnOutput = Callable[[Sequence[JobOutput]], None]
 
 
 class Engine(Protocol):
-    """Life: `start`, any number of jobs, `stop`. Every submitted job ends with exactly one output that has an `end`."""
+    """Life: `start`, any number of jobs, `stop`. The KV store holds whole chunks of `chunk_tokens`.
+
+    Every submitted job ends with exactly one output that has an `end`."""
 
     max_running: int
     max_model_len: int
+    chunk_tokens: int
 
     async def start(self, on_output: OnOutput) -> None:
         """Load the model. Returns when jobs are taken. Raises EngineError when it cannot."""

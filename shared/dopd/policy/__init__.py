@@ -19,7 +19,9 @@ def policy_named(name: str) -> Policy:
         return POLICIES[name]
     policy = _attribute(name) if ":" in name else None
     if not isinstance(policy, Policy):
-        raise ConfigError("[policy]", "name", f"{name!r} is unknown; use one of {', '.join(POLICIES)} or package.module:NAME")
+        raise ConfigError(
+            "[policy]", "name", f"{name!r} is unknown; use one of {', '.join(POLICIES)} or package.module:NAME"
+        )
     return policy
 
 

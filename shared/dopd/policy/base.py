@@ -21,6 +21,7 @@ Role = Literal["prefill", "decode", "mixed"]
 class RequestView:
     """A waiting request. `isl_tokens` counts all input of the next segment, tokens already sent included.
 
+    `kv_tokens` of it have been computed and stored by an earlier segment: such a request only needs a place to decode.
     `osl_tokens` is the predicted number of output tokens still to come, with its spread as standard deviation.
     """
 
@@ -34,6 +35,7 @@ class RequestView:
     priority: int
     arrived_s: float
     attempt: int = 0
+    kv_tokens: int = 0
     avoid: frozenset[str] = frozenset()
 
 

@@ -24,8 +24,8 @@ class SimpleScheduler:
         decode = {w.worker_id: w for w in cluster.serving("decode", "mixed")}
         room = dict(cluster.kv_room_tokens)
         for request in sorted(queue, key=lambda r: -r.priority):
-            source = _least_loaded(prefill, request.avoid)
             target = _least_loaded(decode, request.avoid)
+            source = target if request.kv_tokens else _least_loaded(prefill, request.avoid)
             if source is None or target is None:
                 break  # nobody overtakes: a request that waits for credit is the next to get it
             same = source.worker_id == target.worker_id
@@ -40,12 +40,13 @@ class SimpleScheduler:
 
 
 def _dispatch(request: RequestView, source: WorkerView, target: WorkerView) -> Dispatch:
-    whole = source.worker_id == target.worker_id or request.max_new_tokens == 1
-    segments = (
-        (SegmentPlan(source.worker_id),)
-        if whole
-        else (SegmentPlan(source.worker_id, request.isl_tokens), SegmentPlan(target.worker_id))
-    )
+    prefill = SegmentPlan(source.worker_id, request.isl_tokens)
+    if source.worker_id == target.worker_id:
+        segments: tuple[SegmentPlan, ...] = (SegmentPlan(target.worker_id),)
+    elif request.max_new_tokens == 1:
+        segments = (prefill,)  # the prefill's token is the only one
+    else:
+        segments = (prefill, SegmentPlan(target.worker_id))
     return Dispatch((Placement(request.request_id, segments),))
 
 

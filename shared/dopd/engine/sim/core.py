@@ -281,7 +281,8 @@ class SimCore:
                 if need > 0:
                     self.pool.allocate(need)
                     seq.private_blocks += need
-        return start_s, end_s
+        # The step now under way may complete a chunk, whose storing takes time.
+        return start_s, start_s + self._duration()
 
     def take_all(self) -> list[JobOutput]:
         """Everything made and not yet sent (before a crash or a read from outside)."""

@@ -86,7 +86,9 @@ class SimEngine:
     def _nonce(self, job: Job) -> int:
         if job.sampling.temperature == 0:
             return 0
-        return self._draws.getrandbits(32) | 1 if job.sampling.seed is None else (job.sampling.seed * 2 + 1) & 0xFFFFFFFF
+        return (
+            self._draws.getrandbits(32) | 1 if job.sampling.seed is None else (job.sampling.seed * 2 + 1) & 0xFFFFFFFF
+        )
 
     def abort(self, job_id: str) -> None:
         if self._looking.pop(job_id, None):

@@ -1,0 +1,128 @@
+"""One request in the gateway: where it is placed, which tokens it has, what an incoming run means. Pure.
+
+The rule of it all: tokens are taken in order of their output index, each once, and only from workers of the present
+attempt; everything else is late and ignored.
+"""
+
+from dataclasses import dataclass, field
+
+from dopd.policy.base import Placement, RequestView
+from dopd_gateway.stream import Inbound, Piece
+from dopd_proto.base import pack_tokens, unpack_tokens
+from dopd_proto.request import BatchTag, DecodeWork, PrefillWork, Run, RunEnd, Segment
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """`slip` is the present placement, `stage` the segment whose worker is responsible now.
+
+    `kv_tokens` have been computed and stored by earlier segments. `unsettled` are workers of the slip of which it is
+    not known that they have the work; `unfetched` while a prefilled prompt waits in the KV store.
+    """
+
+    request_id: str
+    inbound: Inbound
+    arrived_s: float
+    output: list[int] = field(default_factory=list)
+    first_s: float | None = None
+    last_s: float = 0.0
+    attempt: int = 0
+    failures: int = 0
+    slip: tuple[Segment, ...] = ()
+    stage: int = 0
+    unsettled: dict[str, int] = field(default_factory=dict)
+    unfetched: bool = False
+    kv_tokens: int = 0
+    avoid: frozenset[str] = frozenset()
+    stash: dict[int, Run] = field(default_factory=dict)
+    asking: bool = False
+    missed_tokens: int = 0
+    ended: bool = False
+
+    @property
+    def total_tokens(self) -> int:
+        return len(self.inbound.tokens) + len(self.output)
+
+    def holder(self) -> Segment | None:
+        """The segment whose worker is responsible for the next token."""
+        return self.slip[self.stage] if self.stage < len(self.slip) else None
+
+    def knows(self, worker_id: str, incarnation: str) -> bool:
+        """Whether this worker's word counts for the present attempt."""
+        return any(s.worker_id == worker_id and s.incarnation == incarnation for s in self.slip)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What a run came to: a piece for the client, a hole before it, or the end of a segment."""
+
+    piece: Piece | None = None
+    gap: bool = False
+    end: RunEnd | None = None
+
+
+def take(request: Request, run: Run, worker_id: str) -> Taken:
+    """Take the new tokens of a run; what was seen before is dropped, what is too early is kept for later."""
+    have = len(request.output)
+    if run.index > have:
+        request.stash[run.index] = run
+        return Taken(gap=True)
+    place = next((i for i, s in enumerate(request.slip) if s.worker_id == worker_id), request.stage)
+    if place > request.stage:
+        request.stage = place
+    request.missed_tokens += run.missed_tokens
+    if run.started and (request.stage or len(request.slip) == 1):
+        request.unfetched = False
+    tokens = unpack_tokens(run.tokens)[have - run.index :]
+    times = run.times_s[have - run.index :]
+    request.output += tokens
+    end = run.end if len(request.output) >= run.index + len(run.tokens) // 4 else None
+    if times:
+        request.first_s = request.first_s if request.first_s is not None else times[0]
+        request.last_s = times[-1]
+    final = end if end in ("stop", "length") else None
+    piece = Piece(have, tuple(tokens), tuple(times), final) if tokens or final else None  # type: ignore[arg-type]
+    return Taken(piece, end=end)
+
+
+def view(request: Request) -> RequestView:
+    """The request as the policy sees it."""
+    inbound, left = request.inbound, request.inbound.sampling.max_tokens - len(request.output)
+    return RequestView(
+        request_id=request.request_id,
+        isl_tokens=request.total_tokens,
+        uncached_tokens=request.total_tokens - request.kv_tokens,
+        osl_tokens=float(left),
+        osl_std_tokens=0.0,
+        max_new_tokens=left,
+        slo=inbound.slo,
+        priority=inbound.priority,
+        arrived_s=request.arrived_s,
+        attempt=request.attempt,
+        kv_tokens=request.kv_tokens,
+        avoid=request.avoid,
+    )
+
+
+def work_of(
+    request: Request, placement: Placement, gateway: tuple[str, str], batch: BatchTag | None, any_role: bool
+) -> PrefillWork | DecodeWork:
+    """The message for the first segment of the present slip; `gateway` is (id, incarnation)."""
+    common = {
+        "request_id": request.request_id,
+        "attempt": request.attempt,
+        "gateway_id": gateway[0],
+        "gateway_incarnation": gateway[1],
+        "tokens": pack_tokens([*request.inbound.tokens, *request.output]),
+        "prompt_tokens": len(request.inbound.tokens),
+        "sampling": request.inbound.sampling,
+        "segment": request.slip[0],
+        "deadline_s": request.inbound.deadline_s,
+        "batch": batch,
+        "priority": request.inbound.priority,
+        "any_role": any_role,
+        "kv_tokens": request.kv_tokens,
+    }
+    if placement.segments[0].stop is None:
+        return DecodeWork(**common)  # type: ignore[arg-type]
+    return PrefillWork(**common, then=request.slip[1] if len(request.slip) > 1 else None)  # type: ignore[arg-type]

@@ -1,0 +1,137 @@
+"""The workers as one gateway knows them: states, leases, and what it has sent that no state shows yet. Pure.
+
+Consumes `WorkerState`, `WorkReply` and own dispatches; produces `ClusterView` for the policy.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from dopd.cluster import ClusterView, WorkerView
+from dopd_proto.request import WorkReply
+from dopd_proto.telemetry import Grant, WorkerState
+
+_NO_GRANT = Grant(gateway_id="", gateway_incarnation="", received=0, limit=0)
+
+
+@dataclass(slots=True)
+class Known:
+    """One worker. `sent` counts work ever placed on this incarnation, `open` that of which no fate is known yet."""
+
+    state: WorkerState
+    heard_s: float
+    sent: int = 0
+    open: int = 0
+    usable: bool = True
+    open_prefill_tokens: int = 0
+
+    def serving(self) -> bool:
+        return self.usable and self.state.phase == "serving"
+
+
+class Fleet:
+    """Folds what is heard of workers into views. `me` is the gateway's incarnation, which grants must name."""
+
+    def __init__(self, gateway_id: str, incarnation: str) -> None:
+        self._gateway_id, self._incarnation = gateway_id, incarnation
+        self.workers: dict[str, Known] = {}
+
+    def heard(self, state: WorkerState, now_s: float) -> str | None:
+        """Fold a state. The incarnation that it ends, if any: its work is lost."""
+        known = self.workers.get(state.worker_id)
+        if known is None or known.state.incarnation != state.incarnation:
+            if known is not None and state.sent_s < known.state.sent_s:
+                return None  # late words of an earlier life
+            self.workers[state.worker_id] = Known(state, now_s, sent=self._grant(state).received)
+            return known.state.incarnation if known else None
+        known.state, known.heard_s, known.usable = state, now_s, True
+        if not known.open:
+            # Nothing under way: the worker's count is the truth, whatever was lost or came late before.
+            known.sent = self._grant(state).received
+        return state.incarnation if state.phase == "failed" else None
+
+    def refused(self, worker_id: str, reply: WorkReply | None) -> None:
+        """A piece of work was not taken: believe the reply, or without one leave the worker alone until it speaks."""
+        known = self.workers.get(worker_id)
+        if known is None:
+            return
+        if reply is not None and reply.reason == "wrong_role":
+            known.state = msgspec.structs.replace(known.state, role=reply.role, epoch=reply.epoch)
+        else:
+            known.usable = False
+
+    def lapsed(self, now_s: float) -> list[Known]:
+        """Workers that have been silent for longer than their lease; they are forgotten."""
+        gone = [known for known in self.workers.values() if now_s - known.heard_s > known.state.lease_s]
+        for known in gone:
+            del self.workers[known.state.worker_id]
+        return gone
+
+    # --- own dispatches -----------------------------------------------------------------------------------------
+
+    def placed(self, worker_id: str, prefill_tokens: int) -> None:
+        """Work is on its way."""
+        known = self.workers.get(worker_id)
+        if known is not None:
+            known.sent += 1
+            known.open += 1
+            known.open_prefill_tokens += prefill_tokens
+
+    def settled(self, worker_id: str, incarnation: str, prefill_tokens: int, received: bool) -> None:
+        """The fate of such work is known: the worker has it, or never will."""
+        known = self.workers.get(worker_id)
+        if known is not None and known.state.incarnation == incarnation:
+            known.open = max(0, known.open - 1)
+            known.open_prefill_tokens = max(0, known.open_prefill_tokens - prefill_tokens)
+            if not received:
+                known.sent -= 1
+
+    # --- views --------------------------------------------------------------------------------------------------
+
+    def view(self, kv_room_tokens: Mapping[str, int], knobs: Mapping[str, float]) -> ClusterView:
+        """The cluster for the policy."""
+        workers = tuple(self._view(self.workers[worker_id]) for worker_id in sorted(self.workers))
+        return ClusterView(workers, kv_room_tokens, knobs)
+
+    def _view(self, known: Known) -> WorkerView:
+        state = known.state
+        return WorkerView(
+            worker_id=state.worker_id,
+            incarnation=state.incarnation,
+            role=state.role,
+            epoch=state.epoch,
+            serving=known.serving(),
+            credit=self.credit(known),
+            running=state.running,
+            waiting=state.waiting + known.open,
+            decoding=state.decoding,
+            queued_prefill_tokens=state.queued_prefill_tokens + known.open_prefill_tokens,
+            context_tokens=state.context_tokens,
+            kv_used_tokens=state.kv_used_tokens,
+            kv_total_tokens=state.kv_total_tokens,
+            kv_domain=state.kv_domain,
+            drained=state.drained_at_s is not None,
+        )
+
+    def credit(self, known: Known) -> int:
+        """Requests that this gateway may still send the worker."""
+        return max(0, self._grant(known.state).limit - known.sent) if known.serving() else 0
+
+    def batches(self, state: WorkerState) -> int:
+        """Token batches that the worker says it has sent us."""
+        return self._grant(state).batches
+
+    def _grant(self, state: WorkerState) -> Grant:
+        for grant in state.grants:
+            if grant.gateway_id == self._gateway_id and grant.gateway_incarnation == self._incarnation:
+                return grant
+        return _NO_GRANT
+
+    def store_tokens(self) -> dict[str, int]:
+        """Size of the KV store of each domain, 0 where it is not known."""
+        sizes: dict[str, int] = {}
+        for known in self.workers.values():
+            domain = known.state.kv_domain
+            sizes[domain] = max(sizes.get(domain, 0), known.state.store_total_tokens)
+        return sizes

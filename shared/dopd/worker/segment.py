@@ -1,0 +1,97 @@
+"""From a piece of work to an engine job, and from a finished job to the next piece of work. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dopd_proto.base import pack_tokens, unpack_tokens
+from dopd_proto.request import DecodeWork, PrefillWork, Segment, Work
+
+from dopd.engine.contract import Job
+from dopd.worker.role import Kind
+
+
+@dataclass(slots=True)
+class Held:
+    """Work in hand: what came in, and what has been made of it. `index` is the output index of the first made token."""
+
+    job_id: str
+    kind: Kind
+    work: Work
+    input_tokens: list[int]
+    index: int
+    made: list[int] = field(default_factory=list)
+    times_s: list[float] = field(default_factory=list)
+    giving_back: bool = False
+
+    @property
+    def most_tokens(self) -> int:
+        """KV that the request holds at its longest."""
+        work = self.work
+        whole = work.prompt_tokens + work.sampling.max_tokens
+        return whole if work.segment.stop is None else min(whole, max(work.segment.stop + 1, 1))
+
+
+def job_id_of(work: Work) -> str:
+    """One id per placement and kind; a worker may hold both segments of one request."""
+    return f"{work.request_id}.{work.attempt}.{'p' if isinstance(work, PrefillWork) else 'd'}"
+
+
+def hold(work: Work) -> Held:
+    """Unpack a piece of work. Raises ValueError when its tokens or lengths make no sense."""
+    tokens = unpack_tokens(work.tokens)
+    index = len(tokens) - work.prompt_tokens
+    if work.prompt_tokens < 1 or index < 0 or index >= work.sampling.max_tokens:
+        raise ValueError(f"{len(tokens)} tokens with a prompt of {work.prompt_tokens}, max {work.sampling.max_tokens}")
+    if work.segment.stop is not None and work.segment.stop < 1:
+        raise ValueError("a segment must cover at least one token")
+    kind: Kind = "prefill" if isinstance(work, PrefillWork) else "decode"
+    return Held(job_id_of(work), kind, work, tokens, index)
+
+
+def job_of(held: Held) -> Job:
+    """The engine job. A cut inside the input computes only its part, and its forced one token is dropped."""
+    work, tokens = held.work, held.input_tokens
+    left = work.sampling.max_tokens - held.index
+    stop = work.segment.stop
+    if stop is not None and stop < len(tokens):
+        return Job(held.job_id, tokens[:stop], work.prompt_tokens, 1, work.sampling, work.batch, work.priority, False)
+    most = left if stop is None else min(left, stop - len(tokens) + 1)
+    return Job(held.job_id, tokens, work.prompt_tokens, most, work.sampling, work.batch, work.priority)
+
+
+def complete(held: Held) -> bool:
+    """Whether the request, not only the segment, has all its tokens."""
+    return held.index + len(held.made) >= held.work.sampling.max_tokens
+
+
+def next_work(held: Held, then: Segment) -> DecodeWork:
+    """The second segment of the slip."""
+    work = held.work
+    return DecodeWork(
+        request_id=work.request_id,
+        attempt=work.attempt,
+        gateway_id=work.gateway_id,
+        gateway_incarnation=work.gateway_incarnation,
+        tokens=pack_tokens([*held.input_tokens, *held.made]) if held.made else work.tokens,
+        prompt_tokens=work.prompt_tokens,
+        sampling=work.sampling,
+        segment=then,
+        deadline_s=work.deadline_s,
+        priority=work.priority,
+        any_role=work.any_role,
+        kv_tokens=kv_tokens(held),
+    )
+
+
+def kv_tokens(held: Held) -> int:
+    """Tokens whose KV this segment computed: all it saw but the last token made."""
+    stop = held.work.segment.stop
+    if not held.made:
+        return min(stop or 0, len(held.input_tokens))
+    return len(held.input_tokens) + len(held.made) - 1
+
+
+def since(held: Held, index: int) -> tuple[Sequence[int], Sequence[float]]:
+    """Made tokens from output index `index` on, with their times."""
+    start = max(0, index - held.index)
+    return held.made[start:], held.times_s[start:]
