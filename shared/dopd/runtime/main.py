@@ -34,6 +34,7 @@ from dopd.runtime.clock import RealRuntime
 from dopd.runtime.lifeline import hold_to_parent, watch_parent
 
 CONFIG_VARIABLE = "DOPD_CONFIG"
+READY_VARIABLE = "DOPD_READY_FILE"
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,8 @@ async def _connected(name: str, main: Main, args: argparse.Namespace, config: Co
         return
     bus = connecting.result()
     get_logger().info("service_started", pid=os.getpid(), nats_url=config.cluster.broker_url)
+    if ready := os.environ.get(READY_VARIABLE):
+        Path(ready).touch()  # noqa: ASYNC240 - an empty file; tells the supervisor that we are connected
     try:
         await main(ServiceContext(name, args, config, RealRuntime(config.engine.seed), bus, stop))
     finally:

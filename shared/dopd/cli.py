@@ -1,0 +1,66 @@
+"""The `dopd` command: one table of dotted names, imported on use, so that it needs nothing it does not run.
+
+Consumes the command line; produces the exit code of `main(arguments)` of the module that the table names.
+"""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+from dopd.errors import ConfigError
+
+COMMANDS = {
+    "up": ("dopd.supervisor.up:main", "start the cluster of this machine (--demo: emulated GPUs and a load)"),
+    "down": ("dopd.supervisor.down:main", "stop it"),
+    "status": ("dopd.supervisor.down:status", "show its processes"),
+    "roles": ("dopd_planner.roles_cli:main", "show, set, pin and unpin workers' roles"),
+    "config": ("dopd.cli:config", "print the resolved configuration"),
+    "clean": ("dopd.supervisor.down:clean", "remove the state that `dopd up` keeps between runs"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. 2 for a wrong command line, 130 after Ctrl-C, else what the command says."""
+    name, *arguments = (sys.argv[1:] if argv is None else argv) or [""]
+    if name in ("", "-h", "--help", "help"):
+        print(usage())
+        return 0 if name else 2
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, 1)
+        hint = f"did you mean `dopd {close[0]}`?" if close else "`dopd --help` lists all"
+        print(f"dopd: no command {name!r}; {hint}", file=sys.stderr)
+        return 2
+    module, _, function = COMMANDS[name][0].partition(":")
+    try:
+        return int(getattr(importlib.import_module(module), function)(arguments))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `dopd roles | head`
+        sys.stderr.close()
+        return 0
+
+
+def usage() -> str:
+    """All commands, one line each."""
+    lines = [f"  dopd {name:<8} {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(
+        ["LLM serving with prefill and decode on separate workers.", "", *lines, "", "`dopd COMMAND --help` says more."]
+    )
+
+
+def config(argv: Sequence[str]) -> int:
+    """`dopd config`: what the file and the environment come to, as JSON."""
+    import argparse
+
+    from dopd import config as configs
+    from dopd.runtime.main import add_config_argument
+
+    parser = argparse.ArgumentParser(prog="dopd config", description="Print the resolved configuration.")
+    add_config_argument(parser)
+    try:
+        print(configs.dump(configs.load(parser.parse_args(argv).config)).decode())
+    except ConfigError as error:
+        print(f"dopd config: {error}", file=sys.stderr)
+        return 2
+    return 0

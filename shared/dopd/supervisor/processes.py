@@ -1,0 +1,217 @@
+"""One child process: started, watched until ready, restarted when it ends unasked, stopped within a limit.
+
+Consumes a `Spec`; produces a `Child`. Each child leads a session of its own, so Ctrl-C in the terminal reaches the
+supervisor alone, and a process group, so that its own children can be ended with it.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from dopd.errors import DopdError
+from dopd.runtime.lifeline import PARENT_VARIABLE, die_with
+from dopd.supervisor import guard
+from dopd.supervisor.console import Console
+from dopd.supervisor.state import StateDir
+
+CANNOT_START = 2  # exit code of a service that was configured wrongly: trying again changes nothing
+STARTS_TRIED = 3
+BACKOFF_FIRST_S, BACKOFF_LIMIT_S = 0.5, 30.0
+STEADY_S = 30.0
+POLL_S, REMIND_S = 0.05, 10.0
+
+Probe = Callable[[], Awaitable[bool]]
+
+
+class StartFailed(DopdError):
+    """A process did not become ready."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """How to run one process. `ready` is asked again and again until it says so.
+
+    Lower `stop_rank` is stopped earlier; equal ones together. `detail` is shown when it is ready.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    ready: Probe
+    env: Mapping[str, str] = field(default_factory=dict)
+    ready_timeout_s: float = 30.0
+    stop_rank: int = 1
+    grace_s: float = 5.0
+    detail: str = ""
+
+
+class Guard:
+    """The process that ends what we leave behind, should we be killed."""
+
+    def __init__(self) -> None:
+        self._process: Process | None = None
+
+    async def start(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", str(guard.__file__)),
+            stdin=PIPE,
+            stdout=DEVNULL,
+            stderr=DEVNULL,
+            start_new_session=True,
+        )
+
+    def watch(self, group: int) -> None:
+        self._tell(f"+{group}\n")
+
+    def forget(self, group: int) -> None:
+        self._tell(f"-{group}\n")
+
+    def _tell(self, line: str) -> None:
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.write(line.encode())
+
+    async def end(self) -> None:
+        """Close the pipe; the guard then ends whatever is still on its list, and itself."""
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+            await self._process.wait()
+
+
+class Child:
+    """A process that is kept running until `stop`."""
+
+    def __init__(self, spec: Spec, state: StateDir, console: Console, watcher: Guard) -> None:
+        self.spec, self.pid, self.starts = spec, 0, 0
+        self._state, self._console, self._guard = state, console, watcher
+        self._process: Process | None = None
+        self._stop = asyncio.Event()
+        self._was_ready = False
+        self._task: asyncio.Task[None] | None = None
+        self._first_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def start(self) -> None:
+        """Start, and wait until it is ready for the first time. Raises StartFailed with the end of its log."""
+        self._task = asyncio.create_task(self._keep_running(), name=self.spec.name)
+        try:
+            await asyncio.wait_for(asyncio.shield(self._first_ready), self.spec.ready_timeout_s)
+        except TimeoutError:
+            raise self._failed(f"is not ready after {self.spec.ready_timeout_s:.0f} s") from None
+
+    async def stop(self) -> None:
+        """SIGTERM, then SIGKILL after the grace time. Returns when the process and its group are gone."""
+        self._stop.set()
+        if self._task is None:
+            return
+        if self._process is not None and self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                self._process.terminate()
+            await asyncio.wait({self._task}, timeout=self.spec.grace_s)
+            if not self._task.done():
+                self._console.event(self.spec.name, f"did not stop in {self.spec.grace_s:.0f} s: killed", "bad")
+        self.kill()
+        self._task.cancel()
+        await asyncio.wait({self._task})
+
+    def kill(self) -> None:
+        """SIGKILL to the process and all that it started."""
+        self._stop.set()
+        if self.pid:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    async def _keep_running(self) -> None:
+        loop = asyncio.get_running_loop()
+        crashes = 0
+        while not self._stop.is_set():
+            began_s = loop.time()
+            code = await self._run_once()
+            if self._stop.is_set():
+                return
+            crashes = 1 if loop.time() - began_s > STEADY_S else crashes + 1
+            if not self._was_ready and (code == CANNOT_START or crashes >= STARTS_TRIED):
+                self._first_ready.set_exception(self._failed(f"does not start (exit code {code})"))
+                return
+            delay_s = backoff_s(crashes)
+            self._console.event(
+                self.spec.name, f"{ended_how(code)}; starts again in {delay_s:.1f} s ({self._log})", "bad"
+            )
+            await asyncio.sleep(delay_s)
+
+    async def _run_once(self) -> int:
+        """Start the process, announce its readiness, wait for its end."""
+        self._process = await self._spawn()
+        self.pid, self.starts = self._process.pid, self.starts + 1
+        self._guard.watch(self.pid)
+        self._state.write_pid(self.spec.name, self.pid)
+        announcing = asyncio.create_task(self._announce())
+        try:
+            return await self._process.wait()
+        finally:
+            announcing.cancel()
+            self._bury()
+
+    async def _spawn(self) -> Process:
+        env = {**os.environ, **self.spec.env, PARENT_VARIABLE: str(os.getpid())}
+        with self._state.log_file(self.spec.name).open("ab") as log:
+            return await asyncio.create_subprocess_exec(
+                *self.spec.argv,
+                stdin=DEVNULL,
+                stdout=log,
+                stderr=STDOUT,
+                env=env,
+                start_new_session=True,
+                preexec_fn=partial(die_with, os.getpid()),  # takes no lock between fork and exec
+            )
+
+    async def _announce(self) -> None:
+        began_s = self._console.elapsed_s
+        told_s = began_s
+        while not await self.spec.ready():
+            if self._console.elapsed_s - told_s > REMIND_S:
+                told_s = self._console.elapsed_s
+                self._console.event(self.spec.name, f"starting for {told_s - began_s:.0f} s ({self._log})", "dim")
+            await asyncio.sleep(POLL_S)
+        took_s = self._console.elapsed_s - began_s
+        again = "ready again" if self._was_ready else "ready"
+        self._console.event(self.spec.name, f"{again} in {took_s:.1f} s  {self.spec.detail}".rstrip(), "good")
+        self._was_ready = True
+        if not self._first_ready.done():
+            self._first_ready.set_result(None)
+
+    def _bury(self) -> None:
+        """After its end: whatever it started and left goes, too."""
+        if self.pid:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self._guard.forget(self.pid)
+            self._state.remove_pid(self.spec.name)
+            self.pid = 0
+
+    @property
+    def _log(self) -> Path:
+        path = self._state.logs / f"{self.spec.name}.log"
+        return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+    def _failed(self, what: str) -> StartFailed:
+        lines = self._log.read_text(errors="replace").splitlines()[-15:] if self._log.exists() else []
+        return StartFailed(
+            "\n".join([f"{self.spec.name} {what}. The end of {self._log}:", *(f"  | {x}" for x in lines)])
+        )
+
+
+def backoff_s(crashes: int) -> float:
+    """How long to wait before the next start: doubling, bounded."""
+    return min(BACKOFF_FIRST_S * 2.0 ** (crashes - 1), BACKOFF_LIMIT_S)
+
+
+def ended_how(code: int) -> str:
+    """An exit code in words."""
+    if code < 0:
+        return f"was ended by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"

@@ -1,0 +1,87 @@
+"""Starting stages of processes in order, watching them, stopping them in order.
+
+Consumes stages (lists of `Spec`, each stage started when the one before is ready); produces `Supervisor`.
+"""
+
+import asyncio
+import os
+import signal
+from collections.abc import Coroutine, Sequence
+from itertools import groupby
+from typing import Any
+
+from dopd.supervisor.console import Console
+from dopd.supervisor.processes import Child, Guard, Spec
+from dopd.supervisor.state import StateDir
+
+
+class Supervisor:
+    """All children of this process. Not started children are not known to it."""
+
+    def __init__(self, state: StateDir, console: Console) -> None:
+        self.stop_asked = asyncio.Event()
+        self._state, self._console = state, console
+        self._children: list[Child] = []
+        self._guard = Guard()
+
+    async def open(self) -> None:
+        """Take signals, start the guard."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._ask, number)
+        await self._guard.start()
+
+    async def start(self, *specs: Spec) -> None:
+        """Start these together and wait until all are ready. Raises StartFailed."""
+        children = [Child(spec, self._state, self._console, self._guard) for spec in specs]
+        self._children += children
+        await together(*(child.start() for child in children))
+
+    async def start_all(self, stages: Sequence[Sequence[Spec]]) -> None:
+        """Start stage after stage."""
+        for stage in stages:
+            await self.start(*stage)
+
+    async def close(self) -> None:
+        """Stop all, lowest rank first; then the guard, which ends what may be left."""
+
+        def rank(child: Child) -> int:
+            return child.spec.stop_rank
+
+        for _, children in groupby(sorted(self._children, key=rank), key=rank):
+            await asyncio.gather(*(child.stop() for child in children))
+        await self._guard.end()
+
+    def _ask(self, number: int) -> None:
+        """The first signal asks, the second ends everything at once."""
+        if self.stop_asked.is_set():
+            for child in self._children:
+                child.kill()
+            self._console.line("killed", "bad")
+            os._exit(128 + number)
+        self.stop_asked.set()
+        self._console.line("")
+        self._console.event("", "stopping (again: at once)", "dim")
+
+
+async def until_stopped(supervisor: Supervisor, work: "asyncio.Task[None]") -> bool:
+    """Wait for the work or for the wish to stop; in the latter case cancel the work. True when it was done."""
+    stopping = asyncio.create_task(supervisor.stop_asked.wait())
+    await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if work.done():
+        work.result()
+        return True
+    work.cancel()
+    await asyncio.wait({work})
+    return False
+
+
+async def together(*coroutines: Coroutine[Any, Any, None]) -> None:
+    """Run side by side; the first error ends the others and is raised itself, in no group."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -1,0 +1,151 @@
+"""Which processes a config stands for, and in which order they start.
+
+Consumes a resolved config; produces stages of `Spec`: broker, store, control and gateway, workers. The gateway comes up
+beside the first workers, but is ready only when one of them serves, so it stands in the last stage.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from dopd.bus.server import nats_command, nats_config
+from dopd.config import Config
+from dopd.supervisor.processes import Probe, Spec
+from dopd.supervisor.ready import Cluster, file_appears, http_ok, speaks
+from dopd.supervisor.resolve import gpus
+from dopd.supervisor.state import StateDir
+from dopd_proto.base import Role
+
+AT_ONCE_VLLM = 2  # engines that start together: four at once take longer than two and two
+GATEWAY_RANK, WORKER_RANK, CONTROL_RANK, STORE_RANK, BROKER_RANK = range(5)
+
+
+def broker(config: Config, state: StateDir, binary: Path) -> Spec:
+    """Our own nats-server."""
+    to = urlsplit(config.cluster.nats_url)
+    host, port = to.hostname or "127.0.0.1", to.port or 4222
+    file = state.run / "nats.conf"
+    file.write_text(nats_config(state.jetstream, host=host, port=port))
+    return Spec(
+        "nats",
+        tuple(nats_command(binary, file, state.run)),
+        speaks(host, port, b"INFO "),
+        stop_rank=BROKER_RANK,
+        detail=config.cluster.nats_url,
+    )
+
+
+def service(state: StateDir, name: str, *command: str, ready: Probe | None = None, **more: Any) -> Spec:
+    """One of our own processes: `python -m MODULE …`. Without a probe it is ready when it has written its file."""
+    file = state.run / f"{name}.ready"
+    env = {"DOPD_CONFIG": str(state.config_file), "DOPD_READY_FILE": str(file)}
+    spec = Spec(name, (sys.executable, "-m", *command), ready or file_appears(file), env=env, stop_rank=CONTROL_RANK)
+    return replace(spec, **more)
+
+
+def store(config: Config, state: StateDir) -> Spec:
+    """The KV store that the engine kind needs."""
+    if config.engine.kind == "sim":
+        return service(state, "store", "dopd.engine.sim.store", stop_rank=STORE_RANK)
+    return lmcache(config, state)
+
+
+def lmcache(config: Config, state: StateDir) -> Spec:
+    """The LMCache server. Its shared memory has a fixed name, so that one which was killed leaves no second segment."""
+    from dopd.engine.vllm import environment
+    from dopd.engine.vllm.settings import settings_from
+    from dopd.engine.vllm.store import StoreSettings, lmcache_command, resolved
+
+    engine = settings_from(config.engine, config.engine.model, cpu=environment.on_cpu())
+    settings = resolved(
+        StoreSettings(
+            host=engine.lmcache_host,
+            port=engine.lmcache_port,
+            shm_name=shared_memory_name(state),
+            size_gb=engine.lmcache_gb,
+            chunk_tokens=engine.chunk_tokens,
+            max_workers=max(2, config.cluster.prefill + config.cluster.decode),
+        )
+    )
+    return Spec(
+        "lmcache",
+        tuple(lmcache_command(settings)),
+        http_ok(f"http://{settings.host}:{settings.http_port}/healthcheck"),
+        env=environment.COMMON,
+        ready_timeout_s=90.0,
+        stop_rank=STORE_RANK,
+    )
+
+
+def shared_memory_name(state: StateDir) -> str:
+    """The same for each run in one folder."""
+    return f"dopd-{state.root.stat().st_ino:x}"
+
+
+def control(state: StateDir, planner_ready: Probe) -> list[Spec]:
+    """Forecaster and ratio-planner."""
+    return [
+        service(state, "forecaster", "dopd_forecaster"),
+        service(state, "planner", "dopd_planner", ready=planner_ready),
+    ]
+
+
+def gateway(config: Config, state: StateDir) -> Spec:
+    """The HTTP side. Ready when it says so, for which it needs a worker."""
+    url = gateway_url(config)
+    return service(
+        state,
+        "gateway",
+        "dopd_gateway",
+        ready=http_ok(f"{url}/ready"),
+        stop_rank=GATEWAY_RANK,
+        grace_s=10.0,
+        ready_timeout_s=worker_timeout_s(config) + 30.0,
+        detail=url,
+    )
+
+
+def gateway_url(config: Config) -> str:
+    """Where a person on this machine finds the API."""
+    host = "127.0.0.1" if config.gateway.host in ("", "0.0.0.0", "::") else config.gateway.host
+    return f"http://{host}:{config.gateway.port}"
+
+
+def workers(config: Config, state: StateDir, cluster: Cluster) -> list[list[Spec]]:
+    """Workers w1…wN, prefill first by number; stages pair a prefill worker with a decode worker."""
+    total = config.cluster.prefill + config.cluster.decode
+    first: list[Role] = ["prefill", "decode"]
+    roles = [first[n >= config.cluster.prefill] for n in range(total)]
+    cards = gpus() if config.engine.kind == "vllm" else []
+    specs = [_worker(config, state, cluster, n, role, cards) for n, role in enumerate(roles)]
+    if config.engine.kind == "sim":
+        return [specs]
+    pairs = zip_longest(specs[: config.cluster.prefill], specs[config.cluster.prefill :])
+    order = [spec for pair in pairs for spec in pair if spec is not None]
+    return [order[at : at + AT_ONCE_VLLM] for at in range(0, total, AT_ONCE_VLLM)]
+
+
+def _worker(config: Config, state: StateDir, cluster: Cluster, number: int, role: Role, cards: Sequence[str]) -> Spec:
+    name = f"w{number + 1}"
+    spec = service(
+        state,
+        name,
+        *(f"dopd_{role}", "--worker-id", name),
+        ready=cluster.serving(name),
+        stop_rank=WORKER_RANK,
+        grace_s=10.0,
+        ready_timeout_s=worker_timeout_s(config),
+        detail=role,
+    )
+    if cards:
+        spec = replace(spec, env={**spec.env, "CUDA_VISIBLE_DEVICES": cards[number % len(cards)]})
+    return spec
+
+
+def worker_timeout_s(config: Config) -> float:
+    """Weights may have to be downloaded first."""
+    return 30.0 if config.engine.kind == "sim" else 1800.0

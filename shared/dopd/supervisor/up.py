@@ -1,0 +1,142 @@
+"""`dopd up`: start the cluster of this machine, say where it is, watch it until Ctrl-C, stop it.
+
+Consumes `--config`, `--demo`, `--no-load` and the environment; produces the processes of `stack.py`, progress on
+stdout, and exit code 0 (stopped as asked), 1 (could not start) or 2 (cannot run so).
+"""
+
+import argparse
+import asyncio
+import shutil
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from dopd import config as configs
+from dopd.bus.nats_bus import NatsBus
+from dopd.bus.server import find_nats_server
+from dopd.config import Config
+from dopd.errors import BusError, ConfigError, DopdError
+from dopd.runtime.main import add_config_argument
+from dopd.supervisor import load, stack
+from dopd.supervisor.console import Console
+from dopd.supervisor.http import get
+from dopd.supervisor.model import ensure_model
+from dopd.supervisor.processes import Probe
+from dopd.supervisor.ready import Cluster
+from dopd.supervisor.resolve import resolve
+from dopd.supervisor.run import Supervisor, together, until_stopped
+from dopd.supervisor.state import StateDir
+from dopd_proto.control import RolesReply, RolesRequest
+from dopd_proto.subjects import ROLES
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="dopd up", description="Start the cluster of this machine; Ctrl-C ends it.")
+    add_config_argument(parser)
+    parser.add_argument("--demo", action="store_true", help="emulated GPUs, and a small constant load")
+    parser.add_argument("--no-load", action="store_true", help="with --demo: no load")
+    args = parser.parse_args(argv)
+    try:
+        config = configs.load(args.config)
+        state = StateDir(Path(config.cluster.state_dir))
+        state.claim()
+    except DopdError as error:
+        print(f"dopd up: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    try:
+        return asyncio.run(_up(config, state, args.demo, args.demo and not args.no_load))
+    finally:
+        state.release()
+
+
+async def _up(config: Config, state: StateDir, demo: bool, with_load: bool) -> int:
+    console = Console()
+    supervisor = Supervisor(state, console)
+    await supervisor.open()
+    work = asyncio.create_task(_serve(config, state, console, supervisor, demo, with_load))
+    try:
+        await until_stopped(supervisor, work)
+        return 0
+    except DopdError as error:
+        console.line(f"dopd up: {error}", "bad")
+        return 2 if isinstance(error, ConfigError) else 1
+    finally:
+        await supervisor.close()
+        _free_shared_memory(state)
+        console.event("", "stopped", "dim")
+
+
+async def _serve(
+    config: Config, state: StateDir, console: Console, supervisor: Supervisor, demo: bool, with_load: bool
+) -> None:
+    """Start everything in order, then stay: with the demo's load, or idle."""
+    own_broker = not config.cluster.nats_url
+    config = resolve(config, console, demo)
+    if own_broker:
+        await supervisor.start(stack.broker(config, state, find_nats_server()))
+    config = await ensure_model(config, state, console)
+    state.config_file.write_bytes(configs.dump(config))
+    bus = await NatsBus.connect(config.cluster.broker_url, name="supervisor")
+    try:
+        cluster = Cluster()
+        await cluster.follow(bus)
+        await _start_services(config, state, supervisor, cluster, bus)
+        await _welcome(config, state, console, supervisor)
+        if with_load:
+            await load.run(stack.gateway_url(config), config.workload, cluster, console)
+        await asyncio.Event().wait()
+    finally:
+        with suppress(BusError):
+            await bus.drain(timeout_s=1.0)
+
+
+async def _start_services(
+    config: Config, state: StateDir, supervisor: Supervisor, cluster: Cluster, bus: NatsBus
+) -> None:
+    """The store first; then control, gateway and workers side by side, the workers a few at a time."""
+    await supervisor.start(stack.store(config, state))
+    await together(
+        supervisor.start(*stack.control(state, _planner_answers(bus)), stack.gateway(config, state)),
+        supervisor.start_all(stack.workers(config, state, cluster)),
+    )
+
+
+def _planner_answers(bus: NatsBus) -> Probe:
+    async def probe() -> bool:
+        try:
+            await bus.request(ROLES.at(), RolesRequest(action="list"), (RolesReply,), timeout_s=1.0)
+        except DopdError:
+            return False
+        return True
+
+    return probe
+
+
+async def _welcome(config: Config, state: StateDir, console: Console, supervisor: Supervisor) -> None:
+    """What a person needs next: where it is, and a line to try."""
+    url = stack.gateway_url(config)
+    model = await served_model(url)
+    body = msgspec.json.encode({"model": model, "prompt": "Once upon a time", "max_tokens": 16}).decode()
+    console.line(f"\nReady after {console.elapsed_s:.1f} s: {url}, the OpenAI API", "bold")
+    console.line(f"\n  curl {url}/v1/completions -H 'Content-Type: application/json' -d '{body}'\n")
+    console.line("  dopd roles     who does what; `dopd roles set w1 decode` changes it")
+    console.line(f"  {state.logs}/  what each process writes")
+    console.line("  Ctrl-C stops everything\n")
+
+
+async def served_model(url: str) -> str:
+    """The name under which the gateway serves its model."""
+    with suppress(msgspec.MsgspecError, LookupError, TypeError):
+        return str(msgspec.json.decode((await get(f"{url}/v1/models"))[1])["data"][0]["id"])
+    return ""
+
+
+def _free_shared_memory(state: StateDir) -> None:
+    """An LMCache server that was killed leaves its segment behind, and memory with it."""
+    for segment in Path("/dev/shm").glob(f"*{stack.shared_memory_name(state)}*"):
+        with suppress(OSError):
+            shutil.rmtree(segment) if segment.is_dir() else segment.unlink()
