@@ -8,8 +8,8 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-from dopd.bus import BusFault
-from dopd.errors import BusError, RequestError, error_from
+from dopd.bus import BusFault, Delivery
+from dopd.errors import BusClosed, BusError, PayloadTooLarge, RequestError, error_from
 from dopd_proto.base import Message
 from dopd_proto.request import Failure
 
@@ -75,6 +75,24 @@ def _inside_loop() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+async def respond_to(
+    delivery: Delivery[M],
+    handler: Callable[[M], Awaitable[Message]],
+    send: Callable[[str, Message], None],
+    faults: FaultBox,
+) -> None:
+    """Run a `serve` handler and send its answer, or the Failure that says why there is none."""
+    answer = await answer_of(handler, delivery.message, delivery.subject, faults)
+    if not delivery.reply_to:
+        return
+    try:
+        send(delivery.reply_to, answer)
+    except PayloadTooLarge as error:
+        send(delivery.reply_to, error.failure())
+    except BusClosed:
+        faults.report("closed", delivery.subject, "closed before the answer was sent")
 
 
 async def answer_of(handler: Callable[[M], Awaitable[Message]], message: M, subject: str, faults: FaultBox) -> Message:

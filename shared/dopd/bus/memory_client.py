@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dopd.bus import BusFault, Delivery
-from dopd.bus.common import FaultBox, TaskSet, answer_of, expected, settle
+from dopd.bus.common import FaultBox, TaskSet, expected, respond_to, settle
 from dopd.errors import BusClosed, NoResponders, PayloadTooLarge, RequestTimeout
 from dopd_proto.base import Message
 from dopd_proto.codec import DecodeError, decode, encode
@@ -132,13 +132,8 @@ class MemoryBus:
     async def serve(
         self, to: Address[M], handler: Callable[[M], Awaitable[Message]], queue: str = ""
     ) -> MemorySubscription:
-        async def respond(delivery: Delivery[M]) -> None:
-            answer = await answer_of(handler, delivery.message, delivery.subject, self.faults)
-            if delivery.reply_to and not self._closed:
-                self.answer(delivery.reply_to, answer)
-
         def take(delivery: Delivery[M]) -> None:
-            self._tasks.start(respond(delivery))
+            self._tasks.start(respond_to(delivery, handler, self.answer, self.faults))
 
         return self._open(MemorySubscription(self, to, take, queue))
 
@@ -167,7 +162,10 @@ class MemoryBus:
 
     def cut(self) -> None:
         """As if the network between us and the broker had failed."""
+        if self._cut:
+            return
         self._cut = True
+        self.faults.report("disconnected", "", "the broker is out of reach")
         for subscription in self._subscriptions:
             self._broker.routes.remove(subscription)
 
@@ -181,7 +179,10 @@ class MemoryBus:
         self.restore()
         self._cut, self._since_s = False, asyncio.get_running_loop().time()
         while self._kept:
-            self._pass_on(*self._kept.popleft())
+            subject, message, reply_to = self._kept.popleft()
+            # A request that nobody waits for any more would only be stale work on the other side.
+            if not reply_to or reply_to in self._nobody:
+                self._pass_on(subject, message, reply_to)
 
     def forget(self, subscription: MemorySubscription) -> None:
         self._subscriptions.pop(subscription, None)
