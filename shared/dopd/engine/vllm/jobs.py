@@ -1,0 +1,95 @@
+"""The jobs in a vLLM engine, and what the load says of them.
+
+Consumes submitted jobs and what EngineCore's steps made; produces `JobOutput`s, the `Cached` of a job's first output,
+and `EngineLoad`. Plain bookkeeping on the event loop's thread.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from dopd.engine.contract import Cached, EngineLoad, Job, JobEnd, JobOutput
+
+# vLLM's FinishReason, by its text
+ENDS: dict[str, JobEnd] = {"stop": "stop", "repetition": "stop", "length": "length", "abort": "aborted"}
+
+
+@dataclass(slots=True)
+class Running:
+    """A job in EngineCore. `made` is the number of tokens so far."""
+
+    job: Job
+    request_id: str
+    made: int = 0
+
+
+@dataclass(slots=True)
+class Jobs:
+    """All jobs that have not ended, by job and by request."""
+
+    chunk_tokens: int
+    by_job: dict[str, Running] = field(default_factory=dict)
+    by_request: dict[str, Running] = field(default_factory=dict)
+
+    def add(self, job: Job, request_id: str) -> None:
+        self.by_job[job.job_id] = self.by_request[request_id] = Running(job, request_id)
+
+    def remove(self, job_id: str) -> Running | None:
+        running = self.by_job.pop(job_id, None)
+        if running is not None:
+            del self.by_request[running.request_id]
+        return running
+
+    def end_all(self, end: JobEnd, error: str = "") -> list[JobOutput]:
+        """Every job ends, for one reason."""
+        ended = [JobOutput(job_id, end=end, error=error) for job_id in self.by_job]
+        self.by_job.clear()
+        self.by_request.clear()
+        return ended
+
+    def output(self, made: Any, now_s: float) -> JobOutput | None:
+        """What one `EngineCoreOutput` says; None when its job has ended before."""
+        running = self.by_request.get(made.request_id)
+        if running is None:
+            return None
+        job = running.job
+        tokens = tuple(made.new_token_ids) if job.emit else ()
+        running.made += len(made.new_token_ids)
+        end = ENDS.get(str(made.finish_reason), "failed") if made.finish_reason is not None else None
+        if end is not None:
+            self.remove(job.job_id)
+        return JobOutput(
+            job.job_id,
+            tokens,
+            times_s=(now_s,) * len(tokens),
+            end="length" if end == "stop" and not job.emit else end,
+            cached=self._cached(job, made.prefill_stats),
+            error=f"vLLM ended the request: {made.finish_reason}" if end == "failed" else "",
+        )
+
+    def _cached(self, job: Job, stats: Any) -> Cached | None:
+        """vLLM counts the two origins apart, and sends them with the first output."""
+        if stats is None:
+            return None
+        # The store has whole chunks, and at least one token is computed, else there would be no output.
+        whole = min(len(job.tokens) // self.chunk_tokens * self.chunk_tokens, len(job.tokens) - 1)
+        local = stats.num_local_cached_tokens
+        return Cached(local, stats.num_external_cached_tokens, max(0, whole - local))
+
+    def load(self, seen: EngineLoad, computed_tokens: int) -> EngineLoad:
+        """`seen` (steps, KV, store: from EngineCore) with the figures of the jobs, which this side knows sooner."""
+        unstarted = [running for running in self.by_job.values() if not running.made]
+        decoding = [running for running in self.by_job.values() if running.made]
+        running = min(seen.running, len(self.by_job))
+        return EngineLoad(
+            steps=seen.steps,
+            running=running,
+            waiting=len(self.by_job) - running,
+            decoding=len(decoding),
+            queued_prefill_tokens=max(0, sum(len(r.job.tokens) for r in unstarted) - computed_tokens),
+            context_tokens=sum(len(r.job.tokens) + r.made for r in decoding),
+            kv_used_tokens=seen.kv_used_tokens,
+            kv_total_tokens=seen.kv_total_tokens,
+            store_total_tokens=seen.store_total_tokens,
+            store_ok=seen.store_ok,
+            alive=seen.alive,
+        )

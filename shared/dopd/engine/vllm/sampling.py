@@ -1,0 +1,91 @@
+"""Our `Job` in vLLM's words.
+
+Consumes a `Job` and what the model says of its vocabulary; produces vLLM's request. Lengths of a job count from the end
+of the original prompt; for vLLM all of the job's tokens are the prompt, so what was made before is subtracted.
+
+Seeds: each segment draws from a generator of its own, made from the request's seed and the number of tokens before it.
+So a run repeats with the same cuts, but a cut changes what comes after it; only greedy output does not depend on cuts.
+"""
+
+import time
+from dataclasses import dataclass
+
+from vllm import SamplingParams
+from vllm.config import VllmConfig
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine import EngineCoreRequest
+
+from dopd.engine.contract import Job
+from dopd.engine.vllm.step_view import EXTRA_ARGS_KEY
+from dopd.errors import BadRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Size, and the tokens that end a text."""
+
+    size: int
+    stop_tokens: frozenset[int]
+
+    @classmethod
+    def of(cls, config: VllmConfig) -> "Vocabulary":
+        model = config.model_config
+        stop: set[int] = set()
+        for found in (model.try_get_generation_config().get("eos_token_id"), model.hf_text_config.eos_token_id):
+            stop.update([found] if isinstance(found, int) else found or ())
+        return cls(model.get_vocab_size(), frozenset(stop))
+
+
+def check(job: Job, vocabulary: Vocabulary, max_tokens: int) -> None:
+    """Refuse what would end the engine and not only the request. Raises BadRequest."""
+    new_tokens = max(1, job.max_new_tokens)
+    if not job.tokens:
+        raise BadRequest("the input is empty")
+    if len(job.tokens) + new_tokens > max_tokens:
+        raise BadRequest(f"{len(job.tokens)} input and {new_tokens} output tokens; the limit is {max_tokens}")
+    if max(job.tokens) >= vocabulary.size or min(job.tokens) < 0:
+        raise BadRequest(f"a token id is outside of the vocabulary of {vocabulary.size}")
+
+
+def engine_request(job: Job, request_id: str, vocabulary: Vocabulary) -> EngineCoreRequest:
+    """The request for EngineCore. Raises BadRequest where vLLM finds the sampling impossible."""
+    return EngineCoreRequest(
+        request_id=request_id,
+        prompt_token_ids=list(job.tokens),
+        mm_features=None,
+        sampling_params=_sampling_params(job, vocabulary),
+        pooling_params=None,
+        arrival_time=time.time(),
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+        priority=job.priority,
+    )
+
+
+def _sampling_params(job: Job, vocabulary: Vocabulary) -> SamplingParams:
+    sampling, made = job.sampling, len(job.tokens) - job.prompt_tokens
+    # The one token of a cut inside the prompt is thrown away: nothing of the request's sampling applies to it.
+    most = max(1, min(job.max_new_tokens, sampling.max_tokens - made)) if job.emit else 1
+    try:
+        params = SamplingParams(
+            max_tokens=most,
+            min_tokens=min(max(0, sampling.min_tokens - made), most),
+            temperature=sampling.temperature if job.emit else 0.0,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            seed=None if sampling.seed is None else (sampling.seed + made) & 0x7FFFFFFF,
+            ignore_eos=sampling.ignore_eos,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+            extra_args=_extra(job),
+        )
+    except ValueError as error:
+        raise BadRequest(str(error)) from error
+    params.update_from_generation_config({"eos_token_id": sorted(vocabulary.stop_tokens)})
+    return params
+
+
+def _extra(job: Job) -> dict[str, object] | None:
+    batch = job.batch
+    return {EXTRA_ARGS_KEY: [batch.batch_id, batch.size, batch.exclusive]} if batch else None
