@@ -1,11 +1,12 @@
 """The ledger in memory, for virtual time and tests.
 
-Consumes: the loop's clock. Produces: the `Ledger` of one would-be process over a `MemoryStore` that several share.
+Consumes: a clock (default: the loop's). Produces: the `Ledger` of one would-be process, over a `MemoryStore` that
+several share.
 Faults: `store.lost()` until `store.found()`, for all or for one ledger, and `store.delay_s`.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from dopd.errors import Conflict, LedgerLost
@@ -13,11 +14,16 @@ from dopd.ledger import Entry, Lease
 from dopd.ledger.common import check_name, is_same, next_lease, released
 
 
+def _loop_time() -> float:
+    return asyncio.get_running_loop().time()
+
+
 @dataclass(slots=True)
 class MemoryStore:
     """What the server would hold. It stays when ledgers come and go."""
 
     delay_s: float = 0.0
+    now: Callable[[], float] = _loop_time
     logs: dict[str, list[bytes]] = field(default_factory=dict)
     keys: dict[str, tuple[bytes, int]] = field(default_factory=dict)
     leases: dict[str, Lease] = field(default_factory=dict)
@@ -73,8 +79,7 @@ class MemoryLedger:
     async def acquire(self, name: str, holder: str, ttl_s: float) -> Lease | None:
         check_name(name)
         await self._reach("acquire")
-        now = asyncio.get_running_loop().time()
-        lease = next_lease(self._store.leases.get(name), name, holder, now, ttl_s)
+        lease = next_lease(self._store.leases.get(name), name, holder, self._store.now(), ttl_s)
         if lease is not None:
             self._store.leases[name] = lease
         return lease

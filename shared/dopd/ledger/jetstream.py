@@ -1,0 +1,169 @@
+"""The ledger on NATS JetStream, over a connection of its own.
+
+Consumes: a broker with JetStream, and a clock that all processes share. Produces: the `Ledger`.
+Each log is a stream, whose sequence numbers are the indexes: the server gives them out without holes, whoever writes.
+Keys and leases are one key-value bucket. A lease keeps its record when it ends, so that terms only grow.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import msgspec
+import nats
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+from nats.js import errors as js_errors
+from nats.js.kv import KeyValue
+
+from dopd.errors import Conflict, LedgerLost
+from dopd.ledger import Entry, Lease
+from dopd.ledger.common import check_name, is_same, next_lease, released
+
+_BUCKET = "dopd_ledger"
+_READ_AT_ONCE = 64
+
+
+class JetStreamLedger:
+    """The `Ledger` of one process. Open with `JetStreamLedger.open`."""
+
+    def __init__(self, client: Client, timeout_s: float, now: Callable[[], float]) -> None:
+        self._client, self._timeout_s, self._now = client, timeout_s, now
+        self._js: JetStreamContext = client.jetstream(timeout=timeout_s)
+        self._keys: KeyValue | None = None
+        self._logs: set[str] = set()
+
+    @classmethod
+    async def open(cls, url: str, name: str, now: Callable[[], float], timeout_s: float = 2.0) -> "JetStreamLedger":
+        """Connect. Raises LedgerLost when no broker answers within `timeout_s`."""
+        client = Client()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await client.connect(
+                    url,
+                    name=name,
+                    error_cb=_ignore,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=0.1,  # type: ignore[arg-type]  # the library sleeps for floats, too
+                    ping_interval=1,
+                    # Nothing is kept while the broker is away: a call that was reported lost must not happen later.
+                    pending_size=0,
+                )
+        except (TimeoutError, OSError, nats.errors.Error) as error:
+            await client.close()
+            raise LedgerLost(f"{url}: {type(error).__name__}: {error}") from error
+        return cls(client, timeout_s, now)
+
+    async def append(self, log: str, payload: bytes) -> int:
+        """As in Ledger. After LedgerLost the record may have been written or not."""
+        check_name(log)
+        async with self._bounded("append"):
+            if log not in self._logs:
+                await self._js.add_stream(name=_stream(log), subjects=[_subject(log)], allow_direct=True)
+                self._logs.add(log)
+            return (await self._js.publish(_subject(log), payload, stream=_stream(log))).seq
+
+    async def read(self, log: str, start: int = 1, limit: int = 1000) -> Sequence[Entry]:
+        check_name(log)
+        async with self._bounded("read"):
+            try:
+                last = (await self._js.stream_info(_stream(log))).state.last_seq
+            except js_errors.NotFoundError:
+                return []
+            entries: list[Entry] = []
+            end = min(last, max(start, 1) + limit - 1)
+            for first in range(max(start, 1), end + 1, _READ_AT_ONCE):
+                wanted = range(first, min(first + _READ_AT_ONCE, end + 1))
+                entries += await asyncio.gather(*(self._entry(log, index) for index in wanted))
+            return entries
+
+    async def get(self, key: str) -> tuple[bytes, int] | None:
+        check_name(key)
+        async with self._bounded("get"):
+            return await self._get(f"key.{key}")
+
+    async def put(self, key: str, value: bytes, revision: int) -> int:
+        check_name(key)
+        async with self._bounded("put"):
+            return await self._put(f"key.{key}", value, revision)
+
+    async def acquire(self, name: str, holder: str, ttl_s: float) -> Lease | None:
+        check_name(name)
+        async with self._bounded("acquire"):
+            held, revision = await self._lease(name)
+            lease = next_lease(held, name, holder, self._now(), ttl_s)
+            if lease is None:
+                return None
+            try:
+                await self._put(f"lease.{name}", msgspec.msgpack.encode(lease), revision)
+            except Conflict:
+                return None  # somebody was faster
+            return lease
+
+    async def release(self, lease: Lease) -> None:
+        async with self._bounded("release"):
+            held, revision = await self._lease(lease.name)
+            if held is not None and is_same(held, lease):
+                with contextlib.suppress(Conflict):
+                    await self._put(f"lease.{lease.name}", msgspec.msgpack.encode(released(held)), revision)
+
+    async def close(self) -> None:
+        with contextlib.suppress(TimeoutError, nats.errors.Error):
+            async with asyncio.timeout(self._timeout_s):
+                await self._client.close()
+
+    async def _entry(self, log: str, index: int) -> Entry:
+        found = await self._js.get_msg(_stream(log), seq=index, direct=True)
+        return Entry(index, found.data or b"")
+
+    async def _lease(self, name: str) -> tuple[Lease | None, int]:
+        found = await self._get(f"lease.{name}")
+        return (None, 0) if found is None else (msgspec.msgpack.decode(found[0], type=Lease), found[1])
+
+    async def _get(self, key: str) -> tuple[bytes, int] | None:
+        try:
+            entry = await (await self._bucket()).get(key)
+        except js_errors.KeyNotFoundError:
+            return None
+        return entry.value or b"", entry.revision or 0
+
+    async def _put(self, key: str, value: bytes, revision: int) -> int:
+        try:
+            return await (await self._bucket()).update(key, value, last=revision)
+        except js_errors.KeyWrongLastSequenceError as error:
+            raise Conflict(f"{key}: revision is not {revision}") from error
+
+    async def _bucket(self) -> KeyValue:
+        if self._keys is None:
+            # Creating what is there already, with the same settings, does nothing.
+            self._keys = await self._js.create_key_value(bucket=_BUCKET, history=1)
+        return self._keys
+
+    @contextlib.asynccontextmanager
+    async def _bounded(self, what: str) -> AsyncIterator[None]:
+        """One time-out around all of a call, and one error for all ways in which a store can be gone."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                # Also while it reconnects: the client's own check would come only after a buffered write.
+                while not self._client.is_connected:
+                    if self._client.is_closed:
+                        raise LedgerLost(f"{what}: the ledger is closed")
+                    await asyncio.sleep(0.02)
+                yield
+        except (TimeoutError, OSError, nats.errors.Error) as error:
+            self._logs.clear()  # the store may come back empty
+            self._keys = None
+            raise LedgerLost(f"{what}: {type(error).__name__}: {error}") from error
+
+
+def _stream(log: str) -> str:
+    # Stream names take no dots.
+    return "dopd_log_" + log.replace("_", "__").replace(".", "_d")
+
+
+def _subject(log: str) -> str:
+    return f"dopd.ledger.{log}"
+
+
+async def _ignore(error: Exception) -> None:
+    """Lost connections show as LedgerLost in the calls; the library's default prints a trace for each try."""
