@@ -12,12 +12,13 @@ from pathlib import Path
 
 from dopd import config as configs
 from dopd.bus.nats_bus import NatsBus
-from dopd.errors import ConfigError, DopdError, NoResponders, RequestTimeout
+from dopd.errors import BusError, ConfigError, DopdError, NoResponders, RequestTimeout
 from dopd.runtime.main import add_config_argument
 from dopd_proto.control import RolesReply, RolesRequest, WorkerRow
 from dopd_proto.subjects import ROLES
 
 HEADINGS = ("worker", "role", "phase", "epoch", "incarnation", "running", "waiting", "kv", "pinned")
+CONNECT_S = 2.0
 SLACK_S = 5.0  # the planner answers by itself at the time-out; we give up a little later
 
 
@@ -78,7 +79,10 @@ def nats_url(given: str | None, file: Path | None) -> str:
 
 
 async def _ask(url: str, request: RolesRequest) -> int:
-    bus = await NatsBus.connect(url, name="dopd-roles")
+    try:
+        bus = await NatsBus.connect(url, name="dopd-roles", connect_timeout_s=CONNECT_S)
+    except BusError:
+        raise BusError(f"no broker answers at {url}; is the cluster up? (`dopd up`, or --nats URL)") from None
     try:
         reply = await bus.request(ROLES.at(), request, (RolesReply,), timeout_s=request.timeout_s + SLACK_S)
     except NoResponders:

@@ -7,80 +7,18 @@ supervisor alone, and a process group, so that its own children can be ended wit
 import asyncio
 import os
 import signal
-import sys
-from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
-from collections.abc import Awaitable, Callable, Mapping
+from asyncio.subprocess import DEVNULL, STDOUT, Process
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from dopd.errors import DopdError
 from dopd.runtime.lifeline import PARENT_VARIABLE, die_with
-from dopd.supervisor import guard
 from dopd.supervisor.console import Console
+from dopd.supervisor.guarding import Guard
+from dopd.supervisor.spec import CANNOT_START, STARTS_TRIED, STEADY_S, Spec, StartFailed, backoff_s, ended_how
 from dopd.supervisor.state import StateDir
 
-CANNOT_START = 2  # exit code of a service that was configured wrongly: trying again changes nothing
-STARTS_TRIED = 3
-BACKOFF_FIRST_S, BACKOFF_LIMIT_S = 0.5, 30.0
-STEADY_S = 30.0
 POLL_S, REMIND_S = 0.05, 10.0
-
-Probe = Callable[[], Awaitable[bool]]
-
-
-class StartFailed(DopdError):
-    """A process did not become ready."""
-
-
-@dataclass(frozen=True)
-class Spec:
-    """How to run one process. `ready` is asked again and again until it says so.
-
-    Lower `stop_rank` is stopped earlier; equal ones together. `detail` is shown when it is ready.
-    """
-
-    name: str
-    argv: tuple[str, ...]
-    ready: Probe
-    env: Mapping[str, str] = field(default_factory=dict)
-    ready_timeout_s: float = 30.0
-    stop_rank: int = 1
-    grace_s: float = 5.0
-    detail: str = ""
-
-
-class Guard:
-    """The process that ends what we leave behind, should we be killed."""
-
-    def __init__(self) -> None:
-        self._process: Process | None = None
-
-    async def start(self) -> None:
-        self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", str(guard.__file__)),
-            stdin=PIPE,
-            stdout=DEVNULL,
-            stderr=DEVNULL,
-            start_new_session=True,
-        )
-
-    def watch(self, group: int) -> None:
-        self._tell(f"+{group}\n")
-
-    def forget(self, group: int) -> None:
-        self._tell(f"-{group}\n")
-
-    def _tell(self, line: str) -> None:
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.write(line.encode())
-
-    async def end(self) -> None:
-        """Close the pipe; the guard then ends whatever is still on its list, and itself."""
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.close()
-            await self._process.wait()
 
 
 class Child:
@@ -203,15 +141,3 @@ class Child:
         return StartFailed(
             "\n".join([f"{self.spec.name} {what}. The end of {self._log}:", *(f"  | {x}" for x in lines)])
         )
-
-
-def backoff_s(crashes: int) -> float:
-    """How long to wait before the next start: doubling, bounded."""
-    return min(BACKOFF_FIRST_S * 2.0 ** (crashes - 1), BACKOFF_LIMIT_S)
-
-
-def ended_how(code: int) -> str:
-    """An exit code in words."""
-    if code < 0:
-        return f"was ended by {signal.Signals(-code).name}"
-    return f"ended with exit code {code}"

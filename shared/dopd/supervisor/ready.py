@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dopd.bus import Bus, Delivery
 from dopd.supervisor.http import get
-from dopd.supervisor.processes import Probe
+from dopd.supervisor.spec import Probe
 from dopd_proto.subjects import WORKER_STATE
 from dopd_proto.telemetry import WorkerState
 

@@ -6,13 +6,18 @@ Consumes stages (lists of `Spec`, each stage started when the one before is read
 import asyncio
 import os
 import signal
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from itertools import groupby
 from typing import Any
 
+from dopd.errors import ConfigError, DopdError
 from dopd.supervisor.console import Console
-from dopd.supervisor.processes import Child, Guard, Spec
+from dopd.supervisor.guarding import Guard
+from dopd.supervisor.processes import Child
+from dopd.supervisor.spec import Spec
 from dopd.supervisor.state import StateDir
+
+Work = Callable[["Supervisor", Console], Coroutine[Any, Any, None]]
 
 
 class Supervisor:
@@ -64,17 +69,39 @@ class Supervisor:
         self._console.event("", "stopping (again: at once)", "dim")
 
 
-async def until_stopped(supervisor: Supervisor, work: "asyncio.Task[None]") -> bool:
-    """Wait for the work or for the wish to stop; in the latter case cancel the work. True when it was done."""
+def supervise(state: StateDir, work: Work, afterwards: Callable[[], None] = lambda: None) -> int:
+    """Own the folder, run `work` (which starts things and stays) until asked to stop, end everything.
+
+    The exit code: 0 asked to stop, 1 something did not start, 2 it cannot be run so. Raises AlreadyRunning.
+    """
+    state.claim()
+    try:
+        return asyncio.run(_supervised(state, work))
+    finally:
+        afterwards()
+        state.release()
+
+
+async def _supervised(state: StateDir, work: Work) -> int:
+    console = Console()
+    supervisor = Supervisor(state, console)
+    await supervisor.open()
+    working = asyncio.create_task(work(supervisor, console))
     stopping = asyncio.create_task(supervisor.stop_asked.wait())
-    await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if work.done():
-        work.result()
-        return True
-    work.cancel()
-    await asyncio.wait({work})
-    return False
+    try:
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+        return 0
+    except DopdError as error:
+        console.line(f"dopd up: {error}", "bad")
+        return 2 if isinstance(error, ConfigError) else 1
+    finally:
+        stopping.cancel()
+        working.cancel()
+        await asyncio.wait({working})
+        await supervisor.close()
+        console.event("", "stopped", "dim")
 
 
 async def together(*coroutines: Coroutine[Any, Any, None]) -> None:

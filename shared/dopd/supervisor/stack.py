@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 from dopd.bus.server import nats_command, nats_config
 from dopd.config import Config
-from dopd.supervisor.processes import Probe, Spec
 from dopd.supervisor.ready import Cluster, file_appears, http_ok, speaks
 from dopd.supervisor.resolve import gpus
+from dopd.supervisor.spec import Probe, Spec
 from dopd.supervisor.state import StateDir
 from dopd_proto.base import Role
 

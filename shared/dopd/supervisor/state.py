@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from dopd.errors import DopdError
+from dopd.errors import ConfigError, DopdError
 
 SUPERVISOR = "supervisor"
 LOG_LIMIT_BYTES = 10_000_000
@@ -70,10 +70,13 @@ class StateDir:
     def claim(self) -> None:
         """Make this process the one supervisor. The kernel takes the lock back however we die.
 
-        Raises AlreadyRunning.
+        Raises AlreadyRunning, or ConfigError when the folder cannot be made.
         """
-        for folder in (self.run, self.logs, self.jetstream):
-            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            for folder in (self.run, self.logs, self.jetstream):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(str(self.root), "cluster.state_dir", f"{error.strerror}; name another folder") from error
         lock = os.open(self.run / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -24,10 +25,10 @@ from dopd.supervisor import load, stack
 from dopd.supervisor.console import Console
 from dopd.supervisor.http import get
 from dopd.supervisor.model import ensure_model
-from dopd.supervisor.processes import Probe
 from dopd.supervisor.ready import Cluster
 from dopd.supervisor.resolve import resolve
-from dopd.supervisor.run import Supervisor, together, until_stopped
+from dopd.supervisor.run import Supervisor, supervise, together
+from dopd.supervisor.spec import Probe
 from dopd.supervisor.state import StateDir
 from dopd_proto.control import RolesReply, RolesRequest
 from dopd_proto.subjects import ROLES
@@ -43,35 +44,15 @@ def main(argv: Sequence[str]) -> int:
     try:
         config = configs.load(args.config)
         state = StateDir(Path(config.cluster.state_dir))
-        state.claim()
+        work = partial(_serve, config, state, args.demo, args.demo and not args.no_load)
+        return supervise(state, work, afterwards=lambda: _free_shared_memory(state))
     except DopdError as error:
         print(f"dopd up: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
-    try:
-        return asyncio.run(_up(config, state, args.demo, args.demo and not args.no_load))
-    finally:
-        state.release()
-
-
-async def _up(config: Config, state: StateDir, demo: bool, with_load: bool) -> int:
-    console = Console()
-    supervisor = Supervisor(state, console)
-    await supervisor.open()
-    work = asyncio.create_task(_serve(config, state, console, supervisor, demo, with_load))
-    try:
-        await until_stopped(supervisor, work)
-        return 0
-    except DopdError as error:
-        console.line(f"dopd up: {error}", "bad")
-        return 2 if isinstance(error, ConfigError) else 1
-    finally:
-        await supervisor.close()
-        _free_shared_memory(state)
-        console.event("", "stopped", "dim")
 
 
 async def _serve(
-    config: Config, state: StateDir, console: Console, supervisor: Supervisor, demo: bool, with_load: bool
+    config: Config, state: StateDir, demo: bool, with_load: bool, supervisor: Supervisor, console: Console
 ) -> None:
     """Start everything in order, then stay: with the demo's load, or idle."""
     own_broker = not config.cluster.nats_url
@@ -85,7 +66,7 @@ async def _serve(
         cluster = Cluster()
         await cluster.follow(bus)
         await _start_services(config, state, supervisor, cluster, bus)
-        await _welcome(config, state, console, supervisor)
+        await _welcome(config, state, console)
         if with_load:
             await load.run(stack.gateway_url(config), config.workload, cluster, console)
         await asyncio.Event().wait()
@@ -116,7 +97,7 @@ def _planner_answers(bus: NatsBus) -> Probe:
     return probe
 
 
-async def _welcome(config: Config, state: StateDir, console: Console, supervisor: Supervisor) -> None:
+async def _welcome(config: Config, state: StateDir, console: Console) -> None:
     """What a person needs next: where it is, and a line to try."""
     url = stack.gateway_url(config)
     model = await served_model(url)
