@@ -5,7 +5,7 @@ Token ids travel packed (`pack_tokens`), because a list of 8,000 integers costs 
 
 from array import array
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, dataclass_transform
 
 import msgspec
 
@@ -15,6 +15,8 @@ DrainMode = Literal["overlap", "migrate", "wait"]
 PROTOCOL_VERSION = 1
 
 
+# Type checkers do not see that subclasses of a frozen Struct are frozen; this also has them demand keywords.
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
     """One message on the bus. New fields need a default; a breaking change is a new subject version."""
 

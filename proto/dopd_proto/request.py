@@ -5,8 +5,6 @@
 
 from typing import Literal
 
-import msgspec
-
 from dopd_proto.base import Message, Role
 
 FinishReason = Literal["stop", "length"]
@@ -57,7 +55,7 @@ class Generate(Message, forbid_unknown_fields=True):
     top_p: float = 1.0
     top_k: int = 0
     seed: int | None = None
-    stop: list[str] = []
+    stop: list[str] = []  # noqa: RUF012 - msgspec gives each message a list of its own
     ignore_eos: bool = False
     stream: bool = False
     return_tokens: bool = False

@@ -1,7 +1,7 @@
 """Every subject, typed by the message it carries. `SUBJECTS` is the source of the table in proto/README.md."""
 
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from dopd_proto import control, request, telemetry
 from dopd_proto.base import Message
@@ -56,7 +56,7 @@ FORECAST = Subject("dopd.v1.forecast", (telemetry.Forecast,), "forecaster", "pla
 ROLE_CHANGE = Subject("dopd.v1.worker.{worker_id}.role", (control.RoleChange,), "planner", "worker")
 ROLES = Subject("dopd.v1.roles", (control.RolesRequest,), "person", "planner")
 
-SUBJECTS: tuple[Subject[Message], ...] = (
+SUBJECTS: tuple[Subject[Any], ...] = (
     GENERATE, PREFILL_WORK, DECODE_WORK, ABORT, RESEND, TOKENS, WORKER_STATE, GATEWAY_STATE,
     ARRIVALS, OUTCOMES, FORECAST, ROLE_CHANGE, ROLES,
 )  # fmt: skip
