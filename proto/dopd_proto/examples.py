@@ -1,0 +1,62 @@
+"""One filled example of every message, made from its types alone: what the golden bytes are the bytes of.
+
+Consumes: the message classes. Produces: instances in which every field differs from its default where it can.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from msgspec import inspect
+
+from dopd_proto import control, request, telemetry
+from dopd_proto.base import Message, pack_tokens
+
+_MODULES = (request, control, telemetry)
+
+
+def all_messages() -> list[type[Message]]:
+    """Every message class in the order of its declaration. Bases of others are never sent and left out."""
+    found = [
+        kind
+        for module in _MODULES
+        for kind in vars(module).values()
+        if isinstance(kind, type) and issubclass(kind, Message) and kind.__module__ == module.__name__
+    ]
+    return [kind for kind in found if not kind.__subclasses__()]
+
+
+def example(kind: type[Message]) -> Message:
+    """The filled example; the same in every process."""
+    value: Message = _struct(inspect.type_info(kind), "")
+    return value
+
+
+def _struct(info: Any, name: str) -> Any:
+    values = {}
+    for number, field in enumerate(info.fields):
+        values[field.name] = _value(field.type, field.name, number, field.default)
+    return info.cls(**values)
+
+
+def _value(info: Any, name: str, number: int, default: Any = msgspec.NODEFAULT) -> Any:
+    if isinstance(info, inspect.LiteralType):
+        return next(value for value in reversed(info.values) if value != default)
+    if isinstance(info, inspect.BoolType):
+        return default is not True
+    if isinstance(info, inspect.UnionType):
+        return _value(next(kind for kind in info.types if not isinstance(kind, inspect.NoneType)), name, number)
+    if isinstance(info, inspect.ListType | inspect.VarTupleType):
+        items = [_value(info.item_type, name, number + extra) for extra in range(2)]
+        return items if isinstance(info, inspect.ListType) else tuple(items)
+    return _MAKERS[type(info)](info, name, number)
+
+
+# Integers of more than one byte and floats that are no integers, so that the bytes say something.
+_MAKERS: dict[type[Any], Callable[[Any, str, int], Any]] = {
+    inspect.StrType: lambda info, name, number: f"{name}-{number}",
+    inspect.IntType: lambda info, name, number: 300 + number,
+    inspect.FloatType: lambda info, name, number: number + 0.125,
+    inspect.BytesType: lambda info, name, number: pack_tokens([number, 70_000]),
+    inspect.StructType: lambda info, name, number: _struct(info, name),
+}
