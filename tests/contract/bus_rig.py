@@ -23,7 +23,7 @@ class Rig(Protocol):
 
     async def connect(self, name: str) -> Bus: ...
 
-    async def inject(self, subject: str, payload: bytes) -> None: ...
+    async def inject(self, subject: str, payload: bytes, reply_to: str = "") -> None: ...
 
     async def down(self) -> None: ...
 
@@ -42,8 +42,8 @@ class MemoryRig:
     async def connect(self, name: str) -> Bus:
         return self._running().connect(name)
 
-    async def inject(self, subject: str, payload: bytes) -> None:
-        self._running().inject(subject, payload)
+    async def inject(self, subject: str, payload: bytes, reply_to: str = "") -> None:
+        self._running().inject(subject, payload, reply_to)
 
     async def down(self) -> None:
         self._running().down()
@@ -73,9 +73,9 @@ class NatsRig:
         self._buses.append(bus)
         return bus
 
-    async def inject(self, subject: str, payload: bytes) -> None:
+    async def inject(self, subject: str, payload: bytes, reply_to: str = "") -> None:
         client = await nats.connect(self._server.url)
-        await client.publish(subject, payload)
+        await client.publish(subject, payload, reply_to)
         await client.close()
 
     async def down(self) -> None:

@@ -224,6 +224,19 @@ async def test_bytes_that_are_no_message_are_reported_and_the_next_message_is_de
 
 
 @on_every_bus
+async def test_one_who_waits_for_an_answer_to_bytes_that_are_no_message_is_told(rig: Rig) -> None:
+    server, client, inbox = await rig.connect("s"), await rig.connect("c"), Taker()
+    faults = faults_of(server)
+    await server.subscribe(W1, Taker())
+    await client.subscribe(Address("_INBOX.somebody", (Failure,)), inbox)
+    await rig.inject(W1.name, encode(ASK), "_INBOX.somebody")
+    await inbox.count(1)
+    (failure,) = inbox.messages
+    assert isinstance(failure, Failure) and (failure.status, failure.code) == (400, BadRequest.code)
+    assert W1.name in failure.message and [f.kind for f in faults] == ["decode"]
+
+
+@on_every_bus
 async def test_a_handler_that_fails_is_reported_and_the_next_message_is_delivered(rig: Rig) -> None:
     bus, taker = await rig.connect("b"), Taker()
     faults = faults_of(bus)

@@ -2,7 +2,8 @@
 
 Two implementations with one contract suite: `memory` (virtual time, tests) and `nats_bus` (real). Promises of both:
 messages of one publisher on one subject arrive in order; each queue group member set gets a message once; `*` matches
-one subject token; a payload that cannot be decoded is reported and skipped; nothing waits without a deadline.
+one subject token; a payload that cannot be decoded is reported, and answered
+with a `Failure` where it names an inbox; nothing waits without a deadline.
 """
 
 from collections.abc import Awaitable, Callable

@@ -4,12 +4,13 @@ Consumes: handlers. Produces: BusFault to whoever asked for it, else a log line;
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from dopd.bus import BusFault, Delivery
-from dopd.errors import BusClosed, BusError, PayloadTooLarge, RequestError, error_from
+from dopd.errors import BadRequest, BusClosed, BusError, PayloadTooLarge, RequestError, error_from
 from dopd_proto.base import Message
 from dopd_proto.request import Failure
 
@@ -67,6 +68,16 @@ class TaskSet:
         for task in self._tasks:
             if task is not mine:
                 task.cancel()
+
+
+def refuse_undecodable(
+    subject: str, reply_to: str, error: Exception, send: Callable[[str, Message], None], faults: FaultBox
+) -> None:
+    """Report bytes that are no message of their subject. One who waits for an answer gets it, instead of a time-out."""
+    faults.report("decode", subject, str(error))
+    if reply_to:
+        with contextlib.suppress(BusClosed):
+            send(reply_to, BadRequest(f"the payload is no message for {subject}: {error}").failure())
 
 
 def _inside_loop() -> bool:

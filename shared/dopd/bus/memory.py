@@ -64,9 +64,9 @@ class MemoryBroker:
         for bus in self.buses:
             bus.mend()
 
-    def inject(self, subject: str, payload: bytes) -> None:
+    def inject(self, subject: str, payload: bytes, reply_to: str = "") -> None:
         """Bytes as they would come from a stranger; receivers decode them."""
-        self.send(subject, payload, "")
+        self.send(subject, payload, reply_to)
 
     def send(self, subject: str, message: Any, reply_to: str) -> bool:
         """On its way. False when nobody listens."""

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dopd.bus import BusFault, Delivery
-from dopd.bus.common import FaultBox, TaskSet, expected, respond_to, settle
+from dopd.bus.common import FaultBox, TaskSet, expected, refuse_undecodable, respond_to, settle
 from dopd.errors import BusClosed, NoResponders, PayloadTooLarge, RequestTimeout
 from dopd_proto.base import Message
 from dopd_proto.codec import DecodeError, decode, encode
@@ -50,7 +50,7 @@ class MemorySubscription:
                 delivery = Delivery(decode(delivery.message, self.types), delivery.subject, delivery.reply_to)
             self.handler(delivery)
         except DecodeError as error:
-            self.bus.faults.report("decode", delivery.subject, str(error))
+            refuse_undecodable(delivery.subject, delivery.reply_to, error, self.bus.answer, self.bus.faults)
         except Exception as error:
             self.bus.faults.report("handler", delivery.subject, f"{type(error).__name__}: {error}", error)
 

@@ -15,7 +15,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as RawSubscription
 
 from dopd.bus import Delivery
-from dopd.bus.common import DEFAULT_MAX_PENDING
+from dopd.bus.common import DEFAULT_MAX_PENDING, refuse_undecodable
 from dopd.bus.wire import WireBus
 from dopd.errors import BusClosed, BusError
 from dopd_proto.base import Message
@@ -163,7 +163,7 @@ class NatsBus(WireBus):
             try:
                 handler(Delivery(decode(msg.data, types), msg.subject, msg.reply))
             except DecodeError as error:
-                faults.report("decode", msg.subject, str(error))
+                refuse_undecodable(msg.subject, msg.reply, error, self.answer, faults)
             except Exception as error:
                 faults.report("handler", msg.subject, f"{type(error).__name__}: {error}", error)
 
