@@ -44,7 +44,7 @@ class NumberTokenizer:
 
 
 def word_of(number: int) -> str:
-    """The number in base 80, a syllable for each digit: 7 is "de", 1234 "gigu"."""
+    """The number in base 80, a syllable for each digit: 6 is "de", 1234 "gaku"."""
     word = ""
     while True:
         number, digit = divmod(number, len(_SYLLABLES))
