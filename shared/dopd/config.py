@@ -17,6 +17,7 @@ from dopd.errors import ConfigError
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Weight = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
@@ -83,7 +84,7 @@ class ForecasterConfig(Section, frozen=True):
     """`alpha` is the weight of the newest window."""
 
     horizon_s: Positive = 10.0
-    alpha: Share = 0.3
+    alpha: Weight = 0.3
 
 
 class PlannerConfig(Section, frozen=True):

@@ -75,6 +75,7 @@ def _opened(prog: str, description: str, argv: Sequence[str]) -> tuple[StateDir 
 async def _down(state: StateDir) -> int:
     running = dict(state.processes())
     if not running:
+        state.free_shared_memory()
         print(f"nothing runs (state in {state.root})")
         return 0
     supervisor = running.get(SUPERVISOR)
@@ -89,6 +90,7 @@ async def _down(state: StateDir) -> int:
     if not await _gone(left, 5.0):
         print("dopd down: could not end " + ", ".join(str(x.pid) for x in left if x.alive()), file=sys.stderr)
         return 1
+    state.free_shared_memory()
     print("stopped")
     return 0
 

@@ -65,7 +65,7 @@ def lmcache(config: Config, state: StateDir) -> Spec:
         StoreSettings(
             host=engine.lmcache_host,
             port=engine.lmcache_port,
-            shm_name=shared_memory_name(state),
+            shm_name=state.shared_memory_name,
             size_gb=engine.lmcache_gb,
             chunk_tokens=engine.chunk_tokens,
             max_workers=max(2, config.cluster.prefill + config.cluster.decode),
@@ -79,11 +79,6 @@ def lmcache(config: Config, state: StateDir) -> Spec:
         ready_timeout_s=90.0,
         stop_rank=STORE_RANK,
     )
-
-
-def shared_memory_name(state: StateDir) -> str:
-    """The same for each run in one folder."""
-    return f"dopd-{state.root.stat().st_ino:x}"
 
 
 def control(state: StateDir, planner_ready: Probe) -> list[Spec]:

@@ -130,6 +130,18 @@ class StateDir:
             path.replace(path.with_suffix(".log.1"))
         return path
 
+    @property
+    def shared_memory_name(self) -> str:
+        """The same for each run in one folder, so that a store which was killed leaves no second segment."""
+        return f"dopd-{self.root.stat().st_ino:x}"
+
+    def free_shared_memory(self) -> None:
+        """A KV store that was killed leaves its segment behind, and memory with it."""
+        with suppress(OSError):
+            for segment in Path("/dev/shm").glob(f"*{self.shared_memory_name}"):
+                segment.unlink()
+
     def wipe(self) -> None:
         """Remove everything."""
-        shutil.rmtree(self.root, ignore_errors=False)
+        self.free_shared_memory()
+        shutil.rmtree(self.root)

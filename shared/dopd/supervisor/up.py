@@ -6,7 +6,6 @@ stdout, and exit code 0 (stopped as asked), 1 (could not start) or 2 (cannot run
 
 import argparse
 import asyncio
-import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -45,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         config = configs.load(args.config)
         state = StateDir(Path(config.cluster.state_dir))
         work = partial(_serve, config, state, args.demo, args.demo and not args.no_load)
-        return supervise(state, work, afterwards=lambda: _free_shared_memory(state))
+        return supervise(state, work, afterwards=state.free_shared_memory)
     except DopdError as error:
         print(f"dopd up: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
@@ -114,10 +113,3 @@ async def served_model(url: str) -> str:
     with suppress(msgspec.MsgspecError, LookupError, TypeError):
         return str(msgspec.json.decode((await get(f"{url}/v1/models"))[1])["data"][0]["id"])
     return ""
-
-
-def _free_shared_memory(state: StateDir) -> None:
-    """An LMCache server that was killed leaves its segment behind, and memory with it."""
-    for segment in Path("/dev/shm").glob(f"*{stack.shared_memory_name(state)}*"):
-        with suppress(OSError):
-            shutil.rmtree(segment) if segment.is_dir() else segment.unlink()
