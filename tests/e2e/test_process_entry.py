@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.running import ROOT, wait_until
-from tests.nats_server import NatsServer, find_nats_server
+from tests.nats_server import NatsServer, server_binary
 
 pytestmark = pytest.mark.nats
 
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    server = NatsServer(find_nats_server(), tmp_path_factory.mktemp("nats"))
+    server = NatsServer(server_binary(), tmp_path_factory.mktemp("nats"))
     server.start()
     yield server.url
     server.stop()

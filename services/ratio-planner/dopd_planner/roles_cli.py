@@ -51,6 +51,12 @@ def _parser() -> argparse.ArgumentParser:
         help="what happens to its work in hand: it finishes beside the new (default), moves on, or is waited for",
     )
     change.add_argument(
+        "--until",
+        choices=("accepting", "drained"),
+        default="accepting",
+        help="return when it takes work of the new role (default), or when the old work is gone as well",
+    )
+    change.add_argument(
         "--timeout", type=float, default=60.0, metavar="S", help="wait this long for the read-back (60)"
     )
     for name, what in (("pin", "keep a worker in its present role"), ("unpin", "leave its role to the planner again")):
@@ -62,7 +68,12 @@ def _parser() -> argparse.ArgumentParser:
 def _request(args: argparse.Namespace) -> RolesRequest:
     if args.action == "set":
         return RolesRequest(
-            action="set", worker_id=args.worker_id, role=args.role, drain=args.drain, timeout_s=args.timeout
+            action="set",
+            worker_id=args.worker_id,
+            role=args.role,
+            drain=args.drain,
+            until=args.until,
+            timeout_s=args.timeout,
         )
     return RolesRequest(action=args.action, worker_id=getattr(args, "worker_id", ""), timeout_s=10.0)
 
