@@ -103,10 +103,10 @@ def test_a_character_appears_with_its_last_byte() -> None:
     assert [stream.feed([t]).text for t in tokens] == [""] * (len(tokens) - 1) + ["🙂"]
 
 
-def test_a_character_that_the_prompt_began_is_completed() -> None:
+def test_a_character_that_the_prompt_began_is_completed_and_nothing_else_of_the_prompt_shows() -> None:
     tokens = ids_of("🙂")
-    stream = TextStream(tiny_vocabulary().stepper([*ids_of("so "), *tokens[:-1]]))
-    assert stream.feed(tokens[-1:]).text.endswith("🙂")
+    stream = TextStream(tiny_vocabulary().stepper([*ids_of("so"), *tokens[:-1]]))
+    assert stream.feed([*tokens[-1:], *ids_of(" it")]).text == "🙂 it"
 
 
 def test_half_a_character_at_the_end_is_dropped() -> None:

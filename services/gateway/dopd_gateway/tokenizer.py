@@ -24,7 +24,8 @@ class Tokenizer:
     """A `Vocabulary` from `tokenizer.json`.
 
     Whether a BOS is put in front is the file's post-processor's choice alone: transformers 5 ignores `add_bos_token`
-    of `tokenizer_config.json` where a `tokenizer.json` is present, and vLLM encodes prompts with it.
+    of `tokenizer_config.json` where a `tokenizer.json` is present, and vLLM encodes prompts with it. (For some classes,
+    Llama's among them, transformers builds the steps before and after anew; their own files have the same ones.)
     """
 
     def __init__(self, inner: tokenizers.Tokenizer, vocab_size: int = 0, eos_token_ids: Sequence[int] = ()) -> None:
@@ -54,7 +55,7 @@ class Tokenizer:
         return self._inner.encode(text, add_special_tokens=True).ids
 
     def stepper(self, prompt: Sequence[int]) -> Step:
-        stream = DecodeStream(ids=list(prompt[-_CONTEXT_TOKENS:]), skip_special_tokens=True)
+        stream = DecodeStream(skip_special_tokens=True)
 
         def step(token: int) -> str:
             nonlocal stream
@@ -67,6 +68,9 @@ class Tokenizer:
             stream = DecodeStream(skip_special_tokens=True)
             return stream.step(self._inner, token) or ""
 
+        # Not `DecodeStream(ids=…)`: where the prompt ends inside a character, that gives the prompt back as output.
+        for token in prompt[-_CONTEXT_TOKENS:]:
+            step(token)
         return step
 
 
