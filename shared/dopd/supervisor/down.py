@@ -19,7 +19,7 @@ from dopd.runtime.main import add_config_argument
 from dopd.supervisor.state import SUPERVISOR, Process, StateDir
 
 POLL_S = 0.05
-LIMIT_S = 45.0  # above the sum of the grace times
+LIMIT_S = 60.0  # above the sum of the grace times
 
 
 def main(argv: Sequence[str]) -> int:

@@ -31,6 +31,10 @@ class Tally:
     ttft_s: list[float] = field(default_factory=list)
     error: str = ""
 
+    def clear(self) -> None:
+        """Begin the next line. Requests under way will count there."""
+        self.sent, self.failed, self.ttft_s, self.error = 0, 0, [], ""
+
 
 async def run(url: str, workload: WorkloadConfig, cluster: Cluster, console: Console) -> None:
     """Send until cancelled."""
@@ -91,7 +95,7 @@ async def _report(tally: Tally, cluster: Cluster, console: Console) -> None:
     while True:
         await asyncio.sleep(STATUS_S)
         console.line(status_line(tally, cluster))
-        tally.__init__()  # type: ignore[misc]
+        tally.clear()
 
 
 def status_line(tally: Tally, cluster: Cluster) -> str:
@@ -99,10 +103,10 @@ def status_line(tally: Tally, cluster: Cluster) -> str:
     workers = sorted(cluster.states.values(), key=lambda state: state.worker_id)
     roles = " ".join(f"{state.worker_id}:{state.role[0].upper()}" for state in workers if state.phase == "serving")
     running = sum(state.running for state in workers)
-    cut = quantiles(tally.ttft_s, n=100) if len(tally.ttft_s) > 1 else [tally.ttft_s[0] if tally.ttft_s else 0.0] * 99
+    first = "TTFT: none yet"
+    if tally.ttft_s:
+        cut = quantiles(tally.ttft_s * 2, n=100, method="inclusive")
+        first = f"TTFT p50 {cut[49]:.3f} s, p99 {cut[98]:.3f} s"
     now = time.strftime("%H:%M:%S", time.localtime(RealRuntime().now()))
-    line = (
-        f"{now}  {tally.sent / STATUS_S:4.1f} requests/s  TTFT p50 {cut[49]:.3f} s, p99 {cut[98]:.3f} s  "
-        f"running {running:3d}  roles {roles}"
-    )
+    line = f"{now}  {tally.sent / STATUS_S:4.1f} requests/s  {first}  running {running:3d}  roles {roles}"
     return line + (f"  failed {tally.failed}: {tally.error}" if tally.failed else "")

@@ -132,7 +132,7 @@ def _worker(config: Config, state: StateDir, cluster: Cluster, number: int, role
         *(f"dopd_{role}", "--worker-id", name),
         ready=cluster.serving(name),
         stop_rank=WORKER_RANK,
-        grace_s=10.0,
+        grace_s=config.worker.stop_grace_s + 5.0,
         ready_timeout_s=worker_timeout_s(config),
         detail=role,
     )
