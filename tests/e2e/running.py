@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -46,8 +47,9 @@ class Running:
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._text.append(line)
+        with suppress(OSError):  # a test may close the pipe
+            for line in self.process.stdout:
+                self._text.append(line)
 
     @property
     def output(self) -> str:

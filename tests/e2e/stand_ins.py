@@ -67,6 +67,7 @@ def cluster(state: StateDir, odd: str = "well") -> list[list[Spec]]:
 
 
 SCENARIOS: dict[str, Callable[[StateDir], list[list[Spec]]]] = {
+    "missing": lambda state: [[Spec("nats", ("/nonexistent/program",), file_appears(state.run / "nats.ready"))]],
     "late": lambda state: [[stand_in(state, "nats"), stand_in(state, "w1", "never-ready-in-time", timeout_s=0.01)]],
 }
 

@@ -1,5 +1,6 @@
 """The supervisor with stand-in processes: order, restarts, and that nothing of it is ever left."""
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -105,6 +106,23 @@ def test_a_process_that_is_configured_wrongly_is_not_tried_again(tmp_path: Path)
         assert up.code() == 1
         assert "| no such setting" in up.output
         assert up.events.count("w2 started") == 1
+
+
+def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with stand_ins(tmp_path, "missing") as up:
+        assert up.code() == 1
+        assert "| /nonexistent/program: No such file or directory" in up.output
+
+
+def test_all_ends_in_order_when_the_terminal_is_gone(tmp_path: Path) -> None:
+    with stand_ins(tmp_path) as up:
+        up.wait_for("all ready")
+        assert up.process.stdout is not None
+        os.close(up.process.stdout.fileno())
+        up.process.send_signal(signal.SIGHUP)
+        assert up.process.wait(10.0) == 0
+        assert up.events[-1] == "nats stopped"
+        assert up.left() == []
 
 
 def test_a_process_that_is_not_ready_in_time_ends_up(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Consumes events; produces lines on stdout, in colour on a terminal.
 
 import asyncio
 import sys
+from contextlib import suppress
 
 _COLOURS = {"good": "32", "bad": "31", "dim": "2", "bold": "1"}
 
@@ -26,7 +27,8 @@ class Console:
         """A line as it stands."""
         if style and self._colour:
             text = f"\x1b[{_COLOURS[style]}m{text}\x1b[0m"
-        print(text, flush=True)
+        with suppress(OSError):  # the terminal may be gone; stopping goes on without it
+            print(text, flush=True)
 
     def event(self, name: str, what: str, style: str = "") -> None:
         """Something happened to a process."""

@@ -39,6 +39,7 @@ class Child:
         try:
             await asyncio.wait_for(asyncio.shield(self._first_ready), self.spec.ready_timeout_s)
         except TimeoutError:
+            self._first_ready.cancel()
             raise self._failed(f"is not ready after {self.spec.ready_timeout_s:.0f} s") from None
 
     async def stop(self) -> None:
@@ -73,7 +74,8 @@ class Child:
                 return
             crashes = 1 if loop.time() - began_s > STEADY_S else crashes + 1
             if not self._was_ready and (code == CANNOT_START or crashes >= STARTS_TRIED):
-                self._first_ready.set_exception(self._failed(f"does not start (exit code {code})"))
+                if not self._first_ready.done():
+                    self._first_ready.set_exception(self._failed(f"does not start (exit code {code})"))
                 return
             delay_s = backoff_s(crashes)
             self._console.event(
@@ -83,7 +85,12 @@ class Child:
 
     async def _run_once(self) -> int:
         """Start the process, announce its readiness, wait for its end."""
-        self._process = await self._spawn()
+        try:
+            self._process = await self._spawn()
+        except OSError as error:  # no such program, no more processes
+            with self._state.log_file(self.spec.name).open("a") as log:
+                log.write(f"{self.spec.argv[0]}: {error.strerror}\n")
+            return CANNOT_START
         self.pid, self.starts = self._process.pid, self.starts + 1
         self._guard.watch(self.pid)
         self._state.write_pid(self.spec.name, self.pid)
