@@ -13,7 +13,8 @@ from dopd.ledger.memory import MemoryStore
 from dopd.runtime.virtual import run_virtual
 from tests.nats_server import NatsServer
 
-TIMEOUT_S = 0.5
+TIMEOUT_S = 2.0
+"""Generous, because a busy machine must not look like a lost store."""
 
 
 class LedgerRig(Protocol):

@@ -45,13 +45,13 @@ async def test_a_frozen_server_is_noticed_and_after_it_thaws_messages_flow_again
 
 async def test_a_frozen_server_is_ledger_lost_within_the_time_out(nats_server: NatsServer) -> None:
     loop = asyncio.get_running_loop()
-    ledger = await JetStreamLedger.open(nats_server.url, "l", loop.time, timeout_s=0.3)
+    ledger = await JetStreamLedger.open(nats_server.url, "l", loop.time, timeout_s=1.0)
     await ledger.append("log", b"1")
     nats_server.freeze()
     before = loop.time()
     with pytest.raises(LedgerLost):
         await ledger.append("log", b"2")
-    assert loop.time() - before < 2.0
+    assert loop.time() - before < 4.0
     nats_server.thaw()
     await ledger.close()
 

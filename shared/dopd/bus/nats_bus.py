@@ -47,10 +47,12 @@ class NatsSubscription:
 class NatsBus(WireBus):
     """The `Bus` of one process. Open with `NatsBus.connect`."""
 
-    def __init__(self, name: str, outbox_bytes: int, max_pending: int) -> None:
+    def __init__(self, name: str, outbox_bytes: int, max_pending: int, settle_s: float) -> None:
         self._client = Client()
         super().__init__(name, self._client.new_inbox(), outbox_bytes)
-        self._max_pending, self._since_s = max_pending, 0.0
+        self._max_pending, self._settle_s = max_pending, settle_s
+        self._since_s: float | None = None
+        self._settling: asyncio.TimerHandle | None = None
         self._subscriptions: set[NatsSubscription] = set()
         self._writer: asyncio.Task[None] | None = None
 
@@ -71,7 +73,9 @@ class NatsBus(WireBus):
 
         A broker that is frozen is noticed after two to three `ping_interval_s`.
         """
-        bus = cls(name, outbox_bytes, max_pending)
+        # Whoever is back first waits for the others, or what it kept would find nobody subscribed: each tries again
+        # once per wait.
+        bus = cls(name, outbox_bytes, max_pending, settle_s=2 * reconnect_wait_s + 0.05)
         try:
             async with asyncio.timeout(connect_timeout_s):
                 await bus._open(
@@ -88,11 +92,11 @@ class NatsBus(WireBus):
 
     @property
     def connected(self) -> bool:
-        return bool(self._client.is_connected) and not self._closed
+        return self._since_s is not None and bool(self._client.is_connected) and not self._closed
 
     @property
     def connected_since_s(self) -> float:
-        return self._since_s
+        return self._since_s or 0.0
 
     @property
     def max_payload(self) -> int:
@@ -134,7 +138,7 @@ class NatsBus(WireBus):
             name=self.name,
             error_cb=self._on_error,
             disconnected_cb=self._on_disconnected,
-            reconnected_cb=self._on_connected,
+            reconnected_cb=self._on_reconnected,
             closed_cb=self._on_closed,
             # Subjects come from `Address`, which has checked them.
             skip_subject_validation=True,
@@ -142,7 +146,7 @@ class NatsBus(WireBus):
         )
         self._writer = asyncio.get_running_loop().create_task(self.outbox.run())
         await self._client.subscribe(f"{self.inbox.prefix}.*", cb=self._on_inbox)
-        await self._on_connected()
+        self._ready()
         await self._round_trip()
 
     async def _send(self, subject: str, payload: bytes, reply_to: str) -> None:
@@ -178,11 +182,17 @@ class NatsBus(WireBus):
         nobody = msg.headers is not None and msg.headers.get("Status") == "503"
         self.inbox.take(msg.subject, msg.data, nobody)
 
-    async def _on_connected(self) -> None:
+    def _ready(self) -> None:
         self._since_s = asyncio.get_running_loop().time()
         self.outbox.reachable(True)
 
+    async def _on_reconnected(self) -> None:
+        self._settling = asyncio.get_running_loop().call_later(self._settle_s, self._ready)
+
     async def _on_disconnected(self) -> None:
+        if self._settling is not None:
+            self._settling.cancel()
+        self._since_s = None
         self.outbox.reachable(False)
         self.inbox.release_marks()
         if not self._closed:

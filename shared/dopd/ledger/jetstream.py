@@ -32,6 +32,8 @@ class JetStreamLedger:
         self._js: JetStreamContext = client.jetstream(timeout=timeout_s)
         self._keys: KeyValue | None = None
         self._logs: set[str] = set()
+        # One set-up at a time, or every call of a burst would ask for the same stream.
+        self._setting_up = asyncio.Lock()
 
     @classmethod
     async def open(cls, url: str, name: str, now: Callable[[], float], timeout_s: float = 2.0) -> "JetStreamLedger":
@@ -58,9 +60,7 @@ class JetStreamLedger:
         """As in Ledger. After LedgerLost the record may have been written or not."""
         check_name(log)
         async with self._bounded("append"):
-            if log not in self._logs:
-                await self._js.add_stream(name=_stream(log), subjects=[_subject(log)], allow_direct=True)
-                self._logs.add(log)
+            await self._set_up_log(log)
             return (await self._js.publish(_subject(log), payload, stream=_stream(log))).seq
 
     async def read(self, log: str, start: int = 1, limit: int = 1000) -> Sequence[Entry]:
@@ -134,10 +134,17 @@ class JetStreamLedger:
             raise Conflict(f"{key}: revision is not {revision}") from error
 
     async def _bucket(self) -> KeyValue:
-        if self._keys is None:
-            # Creating what is there already, with the same settings, does nothing.
-            self._keys = await self._js.create_key_value(bucket=_BUCKET, history=1)
-        return self._keys
+        async with self._setting_up:
+            if self._keys is None:
+                self._keys = await self._js.create_key_value(bucket=_BUCKET, history=1)
+            return self._keys
+
+    async def _set_up_log(self, log: str) -> None:
+        """Creating what is there already, with the same settings, does nothing."""
+        async with self._setting_up:
+            if log not in self._logs:
+                await self._js.add_stream(name=_stream(log), subjects=[_subject(log)], allow_direct=True)
+                self._logs.add(log)
 
     @contextlib.asynccontextmanager
     async def _bounded(self, what: str) -> AsyncIterator[None]:
