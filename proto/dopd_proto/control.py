@@ -22,12 +22,16 @@ class RoleChange(Message):
 
 
 class RolesRequest(Message, forbid_unknown_fields=True):
-    """A person's wish. `set` pins the role and waits for the read-back; `pin` pins the present role."""
+    """A person's wish. `set` pins the role and waits for the read-back; `pin` pins the present role.
+
+    `until` says which read-back `set` waits for: new work is taken, or the old is gone as well.
+    """
 
     action: Literal["list", "set", "pin", "unpin"]
     worker_id: str = ""
     role: Role | None = None
     drain: DrainMode = "overlap"
+    until: Literal["accepting", "drained"] = "accepting"
     timeout_s: float = 60.0
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from dopd_proto import control, request, telemetry
+from dopd_proto import control, request, simstore, telemetry
 from dopd_proto.base import Message
 
 M = TypeVar("M", bound=Message)
@@ -54,9 +54,12 @@ ARRIVALS = Subject("dopd.v1.window.arrivals.{gateway_id}", (telemetry.ArrivalWin
 OUTCOMES = Subject("dopd.v1.window.outcomes.{gateway_id}", (telemetry.OutcomeWindow,), "gateway", "planner")
 FORECAST = Subject("dopd.v1.forecast", (telemetry.Forecast,), "forecaster", "planner")
 ROLE_CHANGE = Subject("dopd.v1.worker.{worker_id}.role", (control.RoleChange,), "planner", "worker")
+SIM_STORE = Subject(
+    "dopd.v1.simstore.{kv_domain}", (simstore.StoreLookup, simstore.StorePut), "emulated engine", "emulated KV store"
+)
 ROLES = Subject("dopd.v1.roles", (control.RolesRequest,), "person", "planner")
 
 SUBJECTS: tuple[Subject[Any], ...] = (
     GENERATE, PREFILL_WORK, DECODE_WORK, ABORT, RESEND, TOKENS, WORKER_STATE, GATEWAY_STATE,
-    ARRIVALS, OUTCOMES, FORECAST, ROLE_CHANGE, ROLES,
+    ARRIVALS, OUTCOMES, FORECAST, ROLE_CHANGE, ROLES, SIM_STORE,
 )  # fmt: skip

@@ -8,6 +8,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -106,9 +107,12 @@ class WorkerConfig(Section, frozen=True):
 
     heartbeat_s: Positive = 0.25
     lease_s: Positive = 3.0
+    slow_s: Positive = 2.0
     stall_s: Positive = 15.0
     max_requests: Count = 0
+    max_prefills: Count = 16
     resend_buffer_s: Positive = 30.0
+    stop_grace_s: Positive = 10.0
 
 
 class EngineConfig(Section, frozen=True):
@@ -245,3 +249,15 @@ def _explained(where: str, text: str, place: str) -> ConfigError:
     close = difflib.get_close_matches(key, known, 1)
     fix = f"did you mean {close[0]!r}?" if close else "known here: " + ", ".join(known)
     return ConfigError(where, f"{place}.{key}".strip("."), f"unknown; {fix}")
+
+
+def real_engine(engine: EngineConfig) -> bool:
+    """Whether the config means vLLM on this machine."""
+    return engine.kind == "vllm" or (engine.kind == "auto" and find_spec("vllm") is not None)
+
+
+def served_name(engine: EngineConfig) -> str:
+    """The model's name to clients: the hub id, or the folder's own name."""
+    if not engine.model:
+        return "tiny-llama" if real_engine(engine) else "emulated"
+    return Path(engine.model).name if Path(engine.model).is_dir() else engine.model

@@ -34,7 +34,7 @@ class Request:
     unfetched: bool = False
     kv_tokens: int = 0
     avoid: frozenset[str] = frozenset()
-    stash: dict[int, Run] = field(default_factory=dict)
+    stash: dict[int, tuple[Run, str, str]] = field(default_factory=dict)
     asking: bool = False
     missed_tokens: int = 0
     ended: bool = False
@@ -61,11 +61,11 @@ class Taken:
     end: RunEnd | None = None
 
 
-def take(request: Request, run: Run, worker_id: str) -> Taken:
+def take(request: Request, run: Run, worker_id: str, incarnation: str) -> Taken:
     """Take the new tokens of a run; what was seen before is dropped, what is too early is kept for later."""
     have = len(request.output)
     if run.index > have:
-        request.stash[run.index] = run
+        request.stash[run.index] = (run, worker_id, incarnation)
         return Taken(gap=True)
     place = next((i for i, s in enumerate(request.slip) if s.worker_id == worker_id), request.stage)
     if place > request.stage:
@@ -81,7 +81,7 @@ def take(request: Request, run: Run, worker_id: str) -> Taken:
         request.first_s = request.first_s if request.first_s is not None else times[0]
         request.last_s = times[-1]
     final = end if end in ("stop", "length") else None
-    piece = Piece(have, tuple(tokens), tuple(times), final) if tokens or final else None  # type: ignore[arg-type]
+    piece = Piece(have, tuple(tokens), tuple(times), final) if tokens or final else None
     return Taken(piece, end=end)
 
 

@@ -51,7 +51,10 @@ class TokenGateway(Protocol):
     """What the text side needs of the token side."""
 
     model: str
-    max_model_len: int
+
+    @property
+    def max_model_len(self) -> int:
+        """The context length in tokens, 0 while no worker has told it."""
 
     def open(self, inbound: Inbound) -> TokenStream:
         """Queue a request. Raises Unavailable when the queue is full."""

@@ -129,7 +129,7 @@ class StepBudget(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BudgetSpec:
-    """A `StepBudget` by dotted name (`package.module:Class`) and coefficients, so that it can cross to a child process."""
+    """A `StepBudget` by name (`package.module:Class`) and coefficients, so that it can cross to a child process."""
 
     target: str
     params: Mapping[str, float] = field(default_factory=dict)

@@ -31,7 +31,7 @@ class _Timer(asyncio.TimerHandle):
         self._number = number
 
     def __lt__(self, other: Any) -> bool:
-        return (self._when, self._number) < (other._when, other._number)  # type: ignore[attr-defined,no-any-return]
+        return (self._when, self._number) < (other._when, other._number)  # type: ignore[attr-defined]
 
 
 class _JumpSelector(selectors.SelectSelector):
@@ -66,7 +66,9 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """Move the clock to the next timer."""
         self._virtual_s = self._scheduled[0].when()  # type: ignore[attr-defined]
 
-    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Callable[..., object], *args: Any, context: Any = None
+    ) -> asyncio.TimerHandle:
         self._check_closed()  # type: ignore[attr-defined]
         timer = _Timer(next(self._numbers), when, callback, args, self, context)
         timer._scheduled = True  # type: ignore[attr-defined]

@@ -8,6 +8,17 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Any, NamedTuple
 
+from dopd.bus import Bus, Delivery, Subscription
+from dopd.config import WorkerConfig
+from dopd.engine.contract import Engine, JobOutput
+from dopd.errors import BadRequest, BusError, RequestError
+from dopd.obs.log import get_logger
+from dopd.runtime.clock import Runtime
+from dopd.worker import credit, role, segment
+from dopd.worker.credit import Account
+from dopd.worker.health import Pulse
+from dopd.worker.outbox import Outbox, run_again, run_of
+from dopd.worker.segment import Held
 from dopd_proto.base import Role
 from dopd_proto.control import RoleChange
 from dopd_proto.request import (
@@ -24,18 +35,6 @@ from dopd_proto.request import (
 )
 from dopd_proto.subjects import ABORT, DECODE_WORK, GATEWAY_STATE, PREFILL_WORK, RESEND, ROLE_CHANGE, WORKER_STATE
 from dopd_proto.telemetry import GatewayState, Phase, WorkerState
-
-from dopd.bus import Bus, Delivery, Subscription
-from dopd.config import WorkerConfig
-from dopd.engine.contract import Engine, JobOutput
-from dopd.errors import BadRequest, BusError, RequestError
-from dopd.obs.log import get_logger
-from dopd.runtime.clock import Runtime
-from dopd.worker import credit, role, segment
-from dopd.worker.credit import Account
-from dopd.worker.health import Pulse
-from dopd.worker.outbox import Outbox, run_again, run_of
-from dopd.worker.segment import Held
 
 _ENDS: dict[str, RunEnd] = {"stop": "stop", "length": "length", "aborted": "aborted", "failed": "failed"}
 
@@ -85,6 +84,7 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._subscriptions: list[Subscription] = []
         self._log = get_logger().bind(worker_id=worker_id)
+        self._emptied = asyncio.Event()
         self.failed = asyncio.Event()
 
     # --- life ---------------------------------------------------------------------------------------------------
@@ -112,8 +112,7 @@ class Worker:
         self._say()
         try:
             async with asyncio.timeout(self._config.stop_grace_s):
-                while self._held:
-                    await asyncio.sleep(0.05)
+                await self._idle()
         except TimeoutError:
             self._give_back(set(self._held))
         for subscription in self._subscriptions:
@@ -122,6 +121,11 @@ class Worker:
         self._outbox.flush()
         self._quit()
         self._log.info("worker_stopped")
+
+    async def _idle(self) -> None:
+        while self._held:
+            self._emptied.clear()
+            await self._emptied.wait()
 
     def crash(self) -> None:
         """Vanish as after SIGKILL: for fault runs in one process."""
@@ -299,6 +303,8 @@ class Worker:
             self._engine.abort(job_id)
 
     def _settle(self) -> None:
+        if not self._held:
+            self._emptied.set()
         before = self.role
         self.role = role.settle(before, {held.kind for held in self._held.values()}, self._runtime.now())
         if self.role is not before:

@@ -2,15 +2,14 @@
 
 from collections import defaultdict
 
-from dopd_proto.base import pack_tokens
-from dopd_proto.request import Failure, Run, RunEnd, TokenBatch
-from dopd_proto.subjects import TOKENS, Address
-
 from dopd.bus import Bus
 from dopd.engine.contract import JobOutput
 from dopd.errors import BusClosed
 from dopd.worker.credit import Account
 from dopd.worker.segment import Held, since
+from dopd_proto.base import pack_tokens
+from dopd_proto.request import Failure, Run, RunEnd, TokenBatch
+from dopd_proto.subjects import TOKENS, Address
 
 
 class Outbox:

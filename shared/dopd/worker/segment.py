@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dopd_proto.base import pack_tokens, unpack_tokens
-from dopd_proto.request import DecodeWork, PrefillWork, Segment, Work
-
 from dopd.engine.contract import Job
 from dopd.worker.role import Kind
+from dopd_proto.base import pack_tokens, unpack_tokens
+from dopd_proto.request import DecodeWork, PrefillWork, Segment, Work
 
 
 @dataclass(slots=True)

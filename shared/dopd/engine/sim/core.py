@@ -41,6 +41,7 @@ class Seq:
     private_blocks: int = 0
     cached: Cached | None = None
     times_s: list[float] = field(default_factory=list)
+    unstored: list[bytes] = field(default_factory=list)
     active: bool = False
 
     @property
@@ -170,6 +171,8 @@ class SimCore:
             return False
         seq.private_blocks = need
         seq.keys = keys[:local]
+        # What only this engine's own cache has goes (back) to the store: others will ask for it there.
+        seq.unstored = keys[seq.store_chunks : local]
         for key in keys[local:hit]:  # fetched from the store: shared from now on
             self._name(seq, key)
         # At least one token is computed, else there would be no output.
@@ -353,7 +356,7 @@ class SimCore:
 
     def _name_chunks(self, seq: Seq) -> Sequence[bytes]:
         """Name the chunks that this step completed; those the store should have."""
-        stored: list[bytes] = []
+        stored, seq.unstored = seq.unstored, []
         while (len(seq.keys) + 1) * self.chunk_tokens <= seq.computed:
             self._draw(seq)
             start = len(seq.keys) * self.chunk_tokens

@@ -97,6 +97,7 @@ class SimEngine:
         self._catch_up()
         output = self._core.abort(job_id)
         if output is not None:
+            self._kick()
             self._emit([output])
 
     async def set_budget(self, spec: BudgetSpec | None) -> None:
@@ -129,8 +130,10 @@ class SimEngine:
     # --- steps --------------------------------------------------------------------------------------------------
 
     def _kick(self) -> None:
-        """Begin a step when none is under way."""
-        if self._step is None and not self._storing and self._on_output is not None:
+        """Something has changed: begin a step when none is under way, else think again when to wake."""
+        if self._step is not None:
+            self._sleep()
+        elif not self._storing and self._on_output is not None:
             self._begin(self._runtime.now())
 
     def _begin(self, now_s: float) -> None:
@@ -158,7 +161,8 @@ class SimEngine:
     def _wake(self) -> None:
         self._timer = None
         self._catch_up()
-        self._kick()
+        if self._step is None:
+            self._kick()
 
     def _catch_up(self) -> None:
         """End every step that is over by now, and begin the next."""

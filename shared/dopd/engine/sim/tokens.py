@@ -1,4 +1,4 @@
-"""Emulated tokens: each is a function of the whole prefix, so a lost, doubled or re-ordered one changes all that follow.
+"""Emulated tokens: each is a function of the whole prefix, so a lost or doubled one changes all that follow.
 
 The prefix is folded into a rolling CRC-32; KV chunks are named by a chained BLAKE2 of their tokens.
 """

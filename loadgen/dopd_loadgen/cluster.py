@@ -1,0 +1,108 @@
+"""All services in one process on the in-memory bus: what tests and virtual runs drive.
+
+It wires the services' own code, nothing else: real or virtual is a matter of the runtime and the loop.
+"""
+
+from dataclasses import dataclass, field
+
+from dopd.bus.memory import MemoryBroker, MemoryBus
+from dopd.config import Config
+from dopd.engine.contract import Engine
+from dopd.engine.sim.engine import SimEngine
+from dopd.engine.sim.kvstore import LocalStore
+from dopd.ledger.memory import MemoryStore
+from dopd.perf.profile import Profile, named
+from dopd.policy import policy_named
+from dopd.policy.base import Policy
+from dopd.runtime.clock import Runtime
+from dopd.slo import Slo
+from dopd.worker.host import Worker
+from dopd_forecaster.service import Forecaster
+from dopd_gateway.service import Gateway
+from dopd_planner.service import RatioPlanner
+from dopd_proto.base import Role
+
+
+@dataclass
+class LocalCluster:
+    """One gateway, a planner, a forecaster and workers `w1`…`wn`; more gateways with `add_gateway`.
+
+    `together` advances emulated steps in one go (virtual time only).
+    """
+
+    runtime: Runtime
+    config: Config = field(default_factory=Config)
+    policy: Policy | None = None
+    profile: Profile | None = None
+    together: bool = False
+    latency_s: float = 0.0
+    workers: dict[str, Worker] = field(default_factory=dict)
+    engines: dict[str, SimEngine] = field(default_factory=dict)
+    gateways: dict[str, Gateway] = field(default_factory=dict)
+    buses: dict[str, MemoryBus] = field(default_factory=dict)
+
+    async def start(self) -> None:
+        """Start everything and wait until the first gateway knows every worker."""
+        config = self.config
+        self.policy = self.policy or policy_named(config.policy.name)
+        self.profile = self.profile or named(config.engine.profile)
+        self.broker = MemoryBroker(latency_s=self.latency_s, check_payload=not self.together)
+        self.store = LocalStore(config.engine.sim_store_tokens, self.profile.chunk_tokens)
+        self.ledger = MemoryStore(now=self.runtime.now)
+        self.gateway = await self.add_gateway("g1")
+        self.forecaster = Forecaster(self.broker.connect("forecaster"), self.runtime, config.forecaster)
+        await self.forecaster.start()
+        slo = Slo(config.slo.ttft_s, config.slo.tpot_s)
+        make = self.policy.planner
+        self.planner = RatioPlanner(
+            "planner",
+            self.broker.connect("planner"),
+            self.ledger.open(),
+            self.runtime,
+            config.planner,
+            slo,
+            make and make(),
+        )
+        await self.planner.start()
+        for number in range(config.cluster.prefill + config.cluster.decode):
+            await self.add_worker(f"w{number + 1}", "prefill" if number < config.cluster.prefill else "decode")
+
+    async def add_gateway(self, gateway_id: str) -> Gateway:
+        """Start one more gateway."""
+        assert self.policy is not None
+        bus = self.broker.connect(gateway_id)
+        gateway = Gateway(gateway_id, self.policy, bus, self.runtime, self.config.gateway, "sim")
+        await gateway.start()
+        self.gateways[gateway_id] = gateway
+        return gateway
+
+    async def add_worker(self, worker_id: str, role: Role, engine: Engine | None = None) -> Worker:
+        """Start a worker, or start it anew under its old id."""
+        assert self.policy is not None and self.profile is not None
+        if engine is None:
+            engine = self.engines[worker_id] = SimEngine(
+                self.profile, self.store, self.runtime, self.config.engine.save_decode_cache, self.together
+            )
+        first: Role = "mixed" if self.policy.first_roles == "mixed" else role
+        bus = self.buses[worker_id] = self.broker.connect(worker_id)
+        worker = Worker(worker_id, first, engine, bus, self.runtime, self.config.worker, "sim")
+        await worker.start()
+        await engine.set_budget(self.policy.budget)
+        self.workers[worker_id] = worker
+        return worker
+
+    def kill_worker(self, worker_id: str) -> None:
+        """As SIGKILL would: nothing is said and nothing goes out any more."""
+        self.engines[worker_id].kill()
+        worker = self.workers.pop(worker_id)
+        worker.crash()
+        self.buses.pop(worker_id).kill()
+
+    async def stop(self) -> None:
+        """Stop everything in order."""
+        for gateway in self.gateways.values():
+            await gateway.stop()
+        await self.planner.stop()
+        await self.forecaster.stop()
+        for worker in self.workers.values():
+            await worker.stop()

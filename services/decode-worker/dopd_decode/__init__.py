@@ -1,0 +1,1 @@
+"""The decode worker: the one worker core, started in the decode role."""

@@ -1,0 +1,1 @@
+"""The forecaster: arrivals of all gateways in, what is expected next out."""

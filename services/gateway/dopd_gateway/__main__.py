@@ -1,0 +1,50 @@
+"""`python -m dopd_gateway`: token side, text side, HTTP and NATS in one process."""
+
+import argparse
+
+from dopd.config import EngineConfig, real_engine, served_name
+from dopd.engine.sim.tokens import VOCABULARY
+from dopd.policy import policy_named
+from dopd.runtime.main import ServiceContext, run_service
+from dopd.slo import Slo
+from dopd_gateway.api import TextGateway
+from dopd_gateway.http import create_app
+from dopd_gateway.http_server import HttpServer
+from dopd_gateway.nats_api import NatsApi
+from dopd_gateway.number_tokenizer import NumberTokenizer
+from dopd_gateway.service import Gateway
+from dopd_gateway.text import Vocabulary
+from dopd_gateway.tokenizer import Tokenizer
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What the gateway adds to the common arguments."""
+    parser.add_argument("--gateway-id", default="g1", help="unique among the gateways of a cluster (default: g1)")
+
+
+def vocabulary(engine: EngineConfig) -> Vocabulary:
+    """The model's tokenizer, or made-up words for the emulated engine."""
+    return Tokenizer.load(engine.model) if real_engine(engine) else NumberTokenizer(VOCABULARY)
+
+
+async def serve(ctx: ServiceContext) -> None:
+    """Run until asked to stop."""
+    config = ctx.config
+    words = vocabulary(config.engine)
+    policy = policy_named(config.policy.name)
+    gateway = Gateway(ctx.args.gateway_id, policy, ctx.bus, ctx.runtime, config.gateway, served_name(config.engine))
+    slo = Slo(config.slo.ttft_s, config.slo.tpot_s)
+    api = TextGateway(gateway, words, ctx.runtime, slo, config.gateway.timeout_s)
+    nats = NatsApi(ctx.bus, api)
+    http = HttpServer(create_app(api, ctx.bus.max_payload), config.gateway.host, config.gateway.port)
+    await gateway.start()
+    await nats.start()
+    await http.start()
+    await ctx.stop.wait()
+    await http.stop()
+    await nats.stop(config.worker.stop_grace_s)
+    await gateway.stop()
+
+
+if __name__ == "__main__":
+    run_service("gateway", serve, arguments)

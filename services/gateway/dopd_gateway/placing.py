@@ -1,0 +1,66 @@
+"""From a policy's dispatch to slips: which incarnation, epoch and role each segment is bound to. Pure."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from dopd.cluster import ClusterView, WorkerView
+from dopd.policy.base import Dispatch, Placement
+from dopd_proto.base import Role
+from dopd_proto.request import BatchTag, Segment
+
+
+def slip_of(placement: Placement, cluster: ClusterView) -> tuple[Segment, ...] | None:
+    """The bound segments; a second one that the policy left open is left out. None when a worker is not known."""
+    by_id = {worker.worker_id: worker for worker in cluster.workers}
+    slip: list[Segment] = []
+    for plan in placement.segments:
+        if plan.worker_id is None:
+            break
+        worker = by_id.get(plan.worker_id)
+        if worker is None:
+            return None
+        kind: Role = "prefill" if plan.stop is not None else "decode"
+        slip.append(Segment(
+            worker_id=worker.worker_id, incarnation=worker.incarnation, epoch=worker.epoch, role=kind, stop=plan.stop,
+        ))  # fmt: skip
+    return tuple(slip) or None
+
+
+def out_of_role(slip: Iterable[Segment], cluster: ClusterView) -> bool:
+    """Whether a segment goes to a worker of another role because none of the right one serves."""
+    return any(
+        not any(worker.serving and worker.role in (segment.role, "mixed") for worker in cluster.workers)
+        for segment in slip
+    )
+
+
+def batch_tags(dispatch: Dispatch, batch_id: str) -> dict[str, BatchTag]:
+    """A tag per request id: those that start on the same worker wait for each other there."""
+    if not (dispatch.together or dispatch.exclusive):
+        return {}
+    sizes = Counter(placement.segments[0].worker_id for placement in dispatch.placements)
+    return {
+        placement.request_id: BatchTag(
+            batch_id=f"{batch_id}.{placement.segments[0].worker_id}",
+            size=sizes[placement.segments[0].worker_id],
+            exclusive=dispatch.exclusive,
+        )
+        for placement in dispatch.placements
+    }
+
+
+def kv_room(store_tokens: dict[str, int], share: float, unfetched: dict[str, int], gateways: int) -> dict[str, int]:
+    """Prompt tokens that may still be prefilled per KV domain before decode workers have fetched what is there.
+
+    Without a known store size there is no bound. Each gateway has an equal part of the budget.
+    """
+    unbounded = 1 << 60
+    return {
+        domain: (int(size * share) // max(1, gateways) - unfetched.get(domain, 0)) if size else unbounded
+        for domain, size in store_tokens.items()
+    }
+
+
+def domain_of(worker_id: str, workers: Iterable[WorkerView]) -> str:
+    """The KV domain of a worker, empty when it is not known."""
+    return next((worker.kv_domain for worker in workers if worker.worker_id == worker_id), "")

@@ -1,0 +1,1 @@
+"""The prefill worker: the one worker core, started in the prefill role."""

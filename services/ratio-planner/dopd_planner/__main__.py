@@ -1,0 +1,25 @@
+"""`python -m dopd_planner`: the ratio-planner as a process."""
+
+from dopd.ledger.jetstream import JetStreamLedger
+from dopd.policy import policy_named
+from dopd.runtime.main import ServiceContext, run_service
+from dopd.slo import Slo
+from dopd_planner.service import RatioPlanner
+
+
+async def serve(ctx: ServiceContext) -> None:
+    """Run until asked to stop."""
+    config = ctx.config
+    ledger = await JetStreamLedger.open(config.cluster.broker_url, "ratio-planner-ledger", ctx.runtime.now)
+    make = policy_named(config.policy.name).planner
+    planner = RatioPlanner(
+        "planner", ctx.bus, ledger, ctx.runtime, config.planner,
+        Slo(config.slo.ttft_s, config.slo.tpot_s), make() if make is not None else None,
+    )  # fmt: skip
+    await planner.start()
+    await ctx.stop.wait()
+    await planner.stop()
+
+
+if __name__ == "__main__":
+    run_service("ratio-planner", serve)

@@ -1,0 +1,98 @@
+"""Which roles are wanted, which commands that takes, and which wishes are refused. Pure.
+
+Level-triggered: commands follow from wish and state alone, so a lost, late or doubled command does no harm.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dopd_proto.base import DrainMode, Role
+from dopd_proto.control import RoleChange, WorkerRow
+from dopd_proto.telemetry import WorkerState
+
+POOLS: tuple[Role, Role] = ("prefill", "decode")
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """One worker's wanted role, from a decision. The command is repeated with the same epoch until read back."""
+
+    worker_id: str
+    incarnation: str
+    role: Role
+    drain: DrainMode
+    epoch: int
+    decision_id: str
+    sent_s: float
+    deadline_s: float
+
+    def command(self) -> RoleChange:
+        """The message."""
+        return RoleChange(
+            worker_id=self.worker_id, incarnation=self.incarnation, role=self.role, epoch=self.epoch,
+            decision_id=self.decision_id, drain=self.drain, deadline_s=self.deadline_s, sent_s=self.sent_s,
+        )  # fmt: skip
+
+
+def accepting(wish: Wish, state: WorkerState) -> bool:
+    """Whether the worker's own state shows that the wish came true."""
+    return state.role == wish.role and state.epoch >= wish.epoch
+
+
+def void(wish: Wish, state: WorkerState | None, now_s: float) -> str:
+    """Why a wish will never be read back, empty while it may."""
+    if state is None or state.incarnation != wish.incarnation:
+        return "worker_lost"
+    if state.epoch > wish.epoch:
+        return "superseded"
+    return "timed_out" if now_s > wish.deadline_s else ""
+
+
+def refusal(states: Mapping[str, WorkerState], leaving: Mapping[str, Role], worker_id: str, role: Role) -> str:
+    """Why this change must not be made, empty when it may.
+
+    `leaving` are changes under way (worker, its coming role): such a worker counts for neither pool until read back.
+    """
+    state = states.get(worker_id)
+    if state is None:
+        return f"there is no worker {worker_id!r}"
+    if state.role == role:
+        return ""
+    for pool in POOLS:
+        stays = [
+            other.worker_id
+            for other in states.values()
+            if other.worker_id not in leaving
+            and other.worker_id != worker_id
+            and other.phase == "serving"
+            and other.role in (pool, "mixed")
+        ]
+        if state.role in (pool, "mixed") and role not in (pool, "mixed") and not stays:
+            return f"would leave no {pool} worker"
+    return ""
+
+
+def repair(
+    states: Mapping[str, WorkerState], pinned: Mapping[str, Role], leaving: Mapping[str, Role]
+) -> dict[str, Role]:
+    """A change that gives an empty pool a worker again, taken from a pool that can spare one."""
+    serving = {w: s for w, s in states.items() if s.phase == "serving" and w not in leaving}
+    for pool in POOLS:
+        covered = any(s.role in (pool, "mixed") for s in serving.values()) or pool in leaving.values()
+        spare = [w for w, s in sorted(serving.items()) if s.role != pool and w not in pinned]
+        if not covered and len(spare) > 1:
+            return {min(spare, key=lambda w: (serving[w].running + serving[w].waiting, w)): pool}
+    return {}
+
+
+def rows(states: Mapping[str, WorkerState], pinned: Mapping[str, Role], now_s: float) -> tuple[WorkerRow, ...]:
+    """The table that `dopd roles` prints."""
+    return tuple(
+        WorkerRow(
+            worker_id=state.worker_id, role=state.role, phase=state.phase, epoch=state.epoch,
+            incarnation=state.incarnation, running=state.running, waiting=state.waiting,
+            kv_usage=state.kv_used_tokens / state.kv_total_tokens if state.kv_total_tokens else 0.0,
+            pinned=pinned.get(state.worker_id), age_s=max(0.0, now_s - state.sent_s),
+        )
+        for _, state in sorted(states.items())
+    )  # fmt: skip

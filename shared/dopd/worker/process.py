@@ -1,0 +1,66 @@
+"""A worker as a process: builds the engine that the config names, and runs the one core.
+
+`python -m dopd_prefill` and `python -m dopd_decode` differ in their first role alone.
+"""
+
+import argparse
+import asyncio
+from functools import partial
+from typing import NoReturn
+
+from dopd.config import EngineConfig, real_engine, served_name
+from dopd.engine.contract import Engine
+from dopd.engine.sim.engine import SimEngine
+from dopd.engine.sim.store import BusStore
+from dopd.errors import EngineError
+from dopd.perf.profile import named
+from dopd.policy import policy_named
+from dopd.runtime.main import ServiceContext, run_service
+from dopd.worker.host import Worker
+from dopd_proto.base import Role
+
+
+def run_worker(name: str, first_role: Role) -> NoReturn:
+    """The process entry of both services."""
+    run_service(name, partial(_serve, first_role), _arguments)
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--worker-id", required=True, help="neutral id, for example w1; the role may change")
+
+
+async def _serve(first_role: Role, ctx: ServiceContext) -> None:
+    config = ctx.config
+    policy = policy_named(config.policy.name)
+    engine = make_engine(config.engine, ctx)
+    role: Role = "mixed" if policy.first_roles == "mixed" else first_role
+    worker = Worker(
+        ctx.args.worker_id, role, engine, ctx.bus, ctx.runtime, config.worker,
+        served_name(config.engine), config.engine.kv_domain,
+    )  # fmt: skip
+    await worker.start()
+    await engine.set_budget(policy.budget)
+    await _first(ctx.stop, worker.failed)
+    await worker.stop()
+    if worker.failed.is_set():
+        raise EngineError("the engine died")
+
+
+async def _first(*events: asyncio.Event) -> None:
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+
+
+def make_engine(config: EngineConfig, ctx: ServiceContext) -> Engine:
+    """The engine that the config names, not started yet."""
+    if real_engine(config):
+        # heavy: imported only where it is used
+        from dopd.engine.vllm import environment
+        from dopd.engine.vllm.engine import VllmEngine
+        from dopd.engine.vllm.settings import settings_from
+
+        return VllmEngine(settings_from(config, config.model, cpu=environment.on_cpu()), ctx.runtime)
+    store = BusStore(ctx.bus, config.kv_domain, config.sim_store_tokens)
+    return SimEngine(named(config.profile), store, ctx.runtime, config.save_decode_cache)
