@@ -79,7 +79,7 @@ class JetStreamRig(_Clock):
         self._ledgers: list[Ledger] = []
 
     async def open(self) -> Ledger:
-        ledger = await JetStreamLedger.open(self._server.url, "test", self.now, TIMEOUT_S)
+        ledger = await JetStreamLedger.open(self._server.url, self, timeout_s=TIMEOUT_S)
         self._ledgers.append(ledger)
         return ledger
 

@@ -8,6 +8,7 @@ import pytest
 from dopd.bus.nats_bus import NatsBus
 from dopd.errors import BusError, LedgerLost
 from dopd.ledger.jetstream import JetStreamLedger
+from dopd.runtime.clock import RealRuntime
 from dopd_proto import subjects
 from dopd_proto.request import Abort
 from tests.contract.bus_rig import Taker, faults_of, until
@@ -25,7 +26,7 @@ async def test_connecting_to_nobody_fails_in_time_and_names_the_address() -> Non
     with pytest.raises(BusError, match="no broker at nats://127"):
         await NatsBus.connect(NOBODY, "b", connect_timeout_s=0.2)
     with pytest.raises(LedgerLost):
-        await JetStreamLedger.open(NOBODY, "l", loop.time, timeout_s=0.2)
+        await JetStreamLedger.open(NOBODY, RealRuntime(), timeout_s=0.2)
     assert loop.time() - before < 4.0
     assert len(asyncio.all_tasks()) == 1, "nothing goes on trying"
 
@@ -45,7 +46,7 @@ async def test_a_frozen_server_is_noticed_and_after_it_thaws_messages_flow_again
 
 async def test_a_frozen_server_is_ledger_lost_within_the_time_out(nats_server: NatsServer) -> None:
     loop = asyncio.get_running_loop()
-    ledger = await JetStreamLedger.open(nats_server.url, "l", loop.time, timeout_s=1.0)
+    ledger = await JetStreamLedger.open(nats_server.url, RealRuntime(), timeout_s=1.0)
     await ledger.append("log", b"1")
     nats_server.freeze()
     before = loop.time()

@@ -16,6 +16,9 @@ RANDOM_PORT = -1
 """The server picks a free port itself and writes it into its ports file: no race for a number."""
 
 _ROOT = Path(__file__).resolve().parents[3]
+# Debian puts it there, outside an ordinary user's PATH.
+_SYSTEM = Path("/usr/sbin/nats-server")
+_PLACES = (".tools/bin/nats-server", ".tools/nats/usr/sbin/nats-server")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +41,13 @@ def find_nats_server() -> Path:
     on_path = shutil.which("nats-server")
     candidates = [
         *([Path(on_path)] if on_path else []),
-        # Debian puts it there, outside an ordinary user's PATH.
-        Path("/usr/sbin/nats-server"),
+        _SYSTEM,
         *(root / place for root in (_ROOT, Path.cwd()) for place in _PLACES),
     ]
     for candidate in candidates:
         if _is_program(candidate):
             return candidate
     raise ConfigError("environment", "NATS_SERVER_BIN", "no nats-server found; run `make setup`, or name one here")
-
-
-_PLACES = (".tools/bin/nats-server", ".tools/nats/usr/sbin/nats-server")
 
 
 def nats_config(

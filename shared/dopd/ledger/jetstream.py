@@ -7,7 +7,8 @@ Keys and leases are one key-value bucket. A lease keeps its record when it ends,
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
 
 import msgspec
 import nats
@@ -24,11 +25,17 @@ _BUCKET = "dopd_ledger"
 _READ_AT_ONCE = 64
 
 
+class Clock(Protocol):
+    """What judges when a lease is over; a `Runtime` is one."""
+
+    def now(self) -> float: ...
+
+
 class JetStreamLedger:
     """The `Ledger` of one process. Open with `JetStreamLedger.open`."""
 
-    def __init__(self, client: Client, timeout_s: float, now: Callable[[], float]) -> None:
-        self._client, self._timeout_s, self._now = client, timeout_s, now
+    def __init__(self, client: Client, clock: Clock, timeout_s: float) -> None:
+        self._client, self._clock, self._timeout_s = client, clock, timeout_s
         self._js: JetStreamContext = client.jetstream(timeout=timeout_s)
         self._keys: KeyValue | None = None
         self._logs: set[str] = set()
@@ -36,7 +43,7 @@ class JetStreamLedger:
         self._setting_up = asyncio.Lock()
 
     @classmethod
-    async def open(cls, url: str, name: str, now: Callable[[], float], timeout_s: float = 2.0) -> "JetStreamLedger":
+    async def open(cls, url: str, clock: Clock, name: str = "ledger", timeout_s: float = 2.0) -> "JetStreamLedger":
         """Connect. Raises LedgerLost when no broker answers within `timeout_s`."""
         client = Client()
         try:
@@ -54,7 +61,7 @@ class JetStreamLedger:
         except (TimeoutError, OSError, nats.errors.Error) as error:
             await client.close()
             raise LedgerLost(f"{url}: {type(error).__name__}: {error}") from error
-        return cls(client, timeout_s, now)
+        return cls(client, clock, timeout_s)
 
     async def append(self, log: str, payload: bytes) -> int:
         """As in Ledger. After LedgerLost the record may have been written or not."""
@@ -91,7 +98,7 @@ class JetStreamLedger:
         check_name(name)
         async with self._bounded("acquire"):
             held, revision = await self._lease(name)
-            lease = next_lease(held, name, holder, self._now(), ttl_s)
+            lease = next_lease(held, name, holder, self._clock.now(), ttl_s)
             if lease is None:
                 return None
             try:
