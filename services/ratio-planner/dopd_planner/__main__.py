@@ -10,7 +10,7 @@ from dopd_planner.service import RatioPlanner
 async def serve(ctx: ServiceContext) -> None:
     """Run until asked to stop."""
     config = ctx.config
-    ledger = await JetStreamLedger.open(config.cluster.broker_url, "ratio-planner-ledger", ctx.runtime.now)
+    ledger = await JetStreamLedger.open(config.cluster.broker_url, ctx.runtime, name="ratio-planner-ledger")
     make = policy_named(config.policy.name).planner
     planner = RatioPlanner(
         "planner", ctx.bus, ledger, ctx.runtime, config.planner,
