@@ -65,7 +65,6 @@ class Running:
         """Until the text was printed."""
         assert wait_until(lambda: text in self.output or self.process.poll() is not None, limit_s), self.output
         assert wait_until(lambda: text in self.output, 1.0), self.output
-        self.note()
 
     def note(self) -> dict[str, Process]:
         """Remember all that runs now, children of children too; returns the processes by name."""

@@ -25,7 +25,7 @@ def told(what):
 def stop(*_):
     told("stopped")
     sys.exit(0)
-signal.signal(signal.SIGTERM, signal.SIG_IGN if how == "deaf" else stop)
+signal.signal(signal.SIGTERM, signal.SIG_IGN if how.endswith("deaf") else stop)
 told("started")
 if how == "with-child":
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -53,7 +53,7 @@ def stand_in(state: StateDir, name: str, how: str = "well", rank: int = 1, timeo
         (sys.executable, "-I", "-c", BODY, str(state.root), name, how),
         file_appears(state.run / f"{name}.ready"),
         stop_rank=rank,
-        grace_s=1.0,
+        grace_s=30.0 if how == "deaf" else 1.0,
         ready_timeout_s=timeout_s,
     )
 

@@ -21,6 +21,7 @@ def stand_ins(folder: Path, scenario: str = "well") -> Running:
 def test_a_stage_starts_when_the_one_before_is_ready_and_stops_in_the_order_of_ranks(tmp_path: Path) -> None:
     with stand_ins(tmp_path) as up:
         up.wait_for("all ready")
+        up.note()
         up.interrupt()
         assert up.code() == 0
         started = [line for line in up.events if line.endswith("started")]
@@ -48,8 +49,9 @@ def test_one_ctrl_c_leaves_no_process_and_no_pid_file(tmp_path: Path) -> None:
 
 
 def test_a_process_that_ignores_sigterm_is_killed_after_its_grace_time(tmp_path: Path) -> None:
-    with stand_ins(tmp_path, "deaf") as up:
+    with stand_ins(tmp_path, "rather-deaf") as up:
         up.wait_for("all ready")
+        up.note()
         up.interrupt()
         assert up.code() == 0
         assert "w2" in up.output
@@ -60,6 +62,7 @@ def test_a_process_that_ignores_sigterm_is_killed_after_its_grace_time(tmp_path:
 def test_a_second_ctrl_c_ends_everything_at_once(tmp_path: Path) -> None:
     with stand_ins(tmp_path, "deaf") as up:
         up.wait_for("all ready")
+        up.note()
         up.interrupt()
         up.wait_for("stopping")
         up.interrupt()
@@ -117,6 +120,7 @@ def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_all_ends_in_order_when_the_terminal_is_gone(tmp_path: Path) -> None:
     with stand_ins(tmp_path) as up:
         up.wait_for("all ready")
+        up.note()
         assert up.process.stdout is not None
         os.close(up.process.stdout.fileno())
         up.process.send_signal(signal.SIGHUP)
@@ -160,6 +164,7 @@ def test_down_stops_all_and_returns_when_nothing_is_left(
     monkeypatch.setenv("DOPD__CLUSTER__STATE_DIR", str(tmp_path))
     with stand_ins(tmp_path, "with-child") as up:
         up.wait_for("all ready")
+        up.note()
         assert down.status([]) == 0
         assert down.clean([]) == 1
         assert "still running" in capsys.readouterr().err
@@ -196,6 +201,7 @@ def test_clean_removes_the_state_but_no_folder_that_is_not_ours(
     assert (tmp_path / "state" / "precious").exists()
     with stand_ins(tmp_path / "state") as up:
         up.wait_for("all ready")
+        up.note()
         up.interrupt()
         up.code()
     assert down.clean([]) == 0

@@ -18,7 +18,7 @@ from dopd.supervisor.guarding import Guard
 from dopd.supervisor.spec import CANNOT_START, STARTS_TRIED, STEADY_S, Spec, StartFailed, backoff_s, ended_how
 from dopd.supervisor.state import StateDir
 
-POLL_S, REMIND_S = 0.05, 10.0
+POLL_S, REMIND_S, KILLED_S = 0.05, 10.0, 2.0
 
 
 class Child:
@@ -53,7 +53,8 @@ class Child:
             await asyncio.wait({self._task}, timeout=self.spec.grace_s)
             if not self._task.done():
                 self._console.event(self.spec.name, f"did not stop in {self.spec.grace_s:.0f} s: killed", "bad")
-        self.kill()
+                self.kill()
+                await asyncio.wait({self._task}, timeout=KILLED_S)
         self._task.cancel()
         await asyncio.wait({self._task})
 
@@ -99,7 +100,7 @@ class Child:
             return await self._process.wait()
         finally:
             announcing.cancel()
-            self._bury()
+            await self._bury()
 
     async def _spawn(self) -> Process:
         env = {**os.environ, **self.spec.env, PARENT_VARIABLE: str(os.getpid())}
@@ -129,14 +130,15 @@ class Child:
         if not self._first_ready.done():
             self._first_ready.set_result(None)
 
-    def _bury(self) -> None:
-        """After its end: whatever it started and left goes, too."""
-        if self.pid:
-            with suppress(ProcessLookupError, PermissionError):
+    async def _bury(self) -> None:
+        """After its end: whatever it started and left goes, too, and is waited for."""
+        with suppress(ProcessLookupError, PermissionError):
+            for _ in range(int(KILLED_S / POLL_S)):
                 os.killpg(self.pid, signal.SIGKILL)
-            self._guard.forget(self.pid)
-            self._state.remove_pid(self.spec.name)
-            self.pid = 0
+                await asyncio.sleep(POLL_S)
+        self._guard.forget(self.pid)
+        self._state.remove_pid(self.spec.name)
+        self.pid = 0
 
     @property
     def _log(self) -> Path:

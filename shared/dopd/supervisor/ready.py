@@ -5,6 +5,7 @@ own states, for readiness and for the demo's status line.
 """
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 
 from dopd.bus import Bus, Delivery
@@ -45,9 +46,11 @@ def file_appears(path: Path) -> Probe:
     path.unlink(missing_ok=True)
 
     def seen() -> bool:
-        there = path.exists()
-        path.unlink(missing_ok=True)  # a restarted process has to say it anew
-        return there
+        # One step: looking first and removing then would lose a file that comes between.
+        with suppress(FileNotFoundError):
+            path.unlink()  # a restarted process has to say it anew
+            return True
+        return False
 
     async def probe() -> bool:
         return seen()
