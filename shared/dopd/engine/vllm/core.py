@@ -37,7 +37,7 @@ class Core:
         ready: asyncio.Future[AsyncMPClient] = loop.create_future()
 
         def live() -> None:
-            # This thread is the child's parent in the kernel's eyes: it has to live as long as the child (lifeline.py).
+            # In the kernel's eyes this thread is the child's parent: it has to live as long as the child.
             try:
                 client = _client(self._settings)
             except BaseException as error:

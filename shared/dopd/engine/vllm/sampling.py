@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from vllm import SamplingParams
 from vllm.config import VllmConfig
+from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine import EngineCoreRequest
 
@@ -80,7 +81,7 @@ def _sampling_params(job: Job, vocabulary: Vocabulary) -> SamplingParams:
             output_kind=RequestOutputKind.DELTA,
             extra_args=_extra(job),
         )
-    except ValueError as error:
+    except (ValueError, VLLMValidationError) as error:
         raise BadRequest(str(error)) from error
     params.update_from_generation_config({"eos_token_id": sorted(vocabulary.stop_tokens)})
     return params

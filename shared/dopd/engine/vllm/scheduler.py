@@ -21,11 +21,11 @@ from vllm.v1.engine.core import EngineCore
 from vllm.v1.request import RequestStatus
 
 from dopd.engine.vllm.connector import HEALTH
-from dopd.engine.vllm.lifeline import die_with_parent
 from dopd.engine.vllm.step_view import Tag, decoding, job_of, step_view, tag_of, waiting_view
 from dopd.policy import budget_from
 from dopd.policy.base import BudgetSpec, StepBudget, StepLimit, StepView, WaitingView
 from dopd.policy.gate import admissible
+from dopd.runtime.lifeline import die_with
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,8 @@ class PolicyScheduler(AsyncScheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if parent := multiprocessing.parent_process():
-            die_with_parent(parent.pid or 0)
+            # In the kernel's eyes the parent is the thread that started this process: `core.py` keeps it alive.
+            die_with(parent.pid or 0)
         self._budget: StepBudget | None = None
         self._budget_state: Any = None
         self._ceiling: int = self.max_num_scheduled_tokens

@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -19,6 +20,7 @@ import msgspec
 
 from dopd.engine.vllm import environment
 from dopd.errors import EngineError
+from dopd.runtime.lifeline import die_with
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -94,13 +96,22 @@ class LmcacheStore:
     def alive(self) -> bool:
         return self._process is not None and self._process.returncode is None
 
+    @property
+    def segments(self) -> list[Path]:
+        """The files of the server's shared memory; LMCache puts its own prefix before the name."""
+        return list(SHARED_MEMORY.glob(f"*{self.settings.shm_name}"))
+
     async def start(self) -> None:
-        """Start the server, again after a death with the same ports. Raises EngineError when it does not come up."""
+        """Start the server, after a death with the same ports. Raises EngineError when it does not come up."""
+        self._free_shared_memory()
         environment.prepare(model="")
-        lifeline = [sys.executable, "-m", "dopd.engine.vllm.lifeline", str(os.getpid())]
         with self._log() as log:
             self._process = await asyncio.create_subprocess_exec(
-                *lifeline, *lmcache_command(self.settings), stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
+                *lmcache_command(self.settings),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=partial(die_with, os.getpid()),
             )
         try:
             async with asyncio.timeout(self.settings.start_timeout_s):
@@ -146,7 +157,7 @@ class LmcacheStore:
     def _free_shared_memory(self) -> None:
         # A killed server leaves its segment behind, and memory with it.
         with contextlib.suppress(OSError):
-            for segment in SHARED_MEMORY.glob(f"*{self.settings.shm_name}*"):
+            for segment in self.segments:
                 segment.unlink(missing_ok=True)
 
     def _log(self) -> BinaryIO:
