@@ -18,9 +18,14 @@ class BlockPool:
         self._idle: OrderedDict[bytes, None] = OrderedDict()
 
     @property
+    def available(self) -> int:
+        """Blocks that can be had, idle chunks included."""
+        return self.free + len(self._idle) * self.chunk_blocks
+
+    @property
     def used(self) -> int:
         """Blocks that running requests hold; cached idle ones count as free."""
-        return self.total - self.free - len(self._idle) * self.chunk_blocks
+        return self.total - self.available
 
     def match(self, keys: Sequence[bytes]) -> int:
         """How many of the leading chunks are here."""
@@ -31,7 +36,7 @@ class BlockPool:
 
     def allocate(self, blocks: int) -> bool:
         """Take private blocks, dropping idle chunks as needed. False, and nothing taken, when there are too few."""
-        if blocks > self.free + len(self._idle) * self.chunk_blocks:
+        if blocks > self.available:
             return False
         while self.free < blocks:
             key, _ = self._idle.popitem(last=False)

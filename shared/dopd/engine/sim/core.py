@@ -255,8 +255,9 @@ class SimCore:
         plan = self._plan
         if self.waiting or len(plan) != len(self.running) or self.budget is not None or self._mixed():
             return 0
+        # Idle chunks are given up lazily and in a fixed order, so it is the same whether one step asks or many at once.
+        spare = self.pool.available // max(1, len(plan)) - 1
         quiet = min((self._quiet(seq) for seq, _ in plan), default=0)
-        spare = self.pool.free // max(1, len(plan)) - 1
         return max(0, min(quiet, spare * self.profile.block_tokens))
 
     def _quiet(self, seq: Seq) -> int:
