@@ -65,6 +65,8 @@ class NatsServer:
         """It holds its connections and says nothing."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        # It may still answer until all of its threads have stopped.
+        os.waitpid(self._process.pid, os.WUNTRACED)
 
     def thaw(self) -> None:
         assert self._process is not None

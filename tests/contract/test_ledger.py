@@ -23,9 +23,9 @@ async def test_records_are_read_back_in_the_order_they_were_added(rig: LedgerRig
 @on_every_ledger
 async def test_logs_do_not_mix_and_names_that_look_alike_are_different(rig: LedgerRig) -> None:
     ledger = await rig.open()
-    for name in ("a.b", "a_b", "a_db", "a-b"):
+    for name in ("a.b", "a_b", "a_db", "a-b", "a_.b", "a._b"):
         assert await ledger.append(name, name.encode()) == 1
-    for name in ("a.b", "a_b", "a_db", "a-b"):
+    for name in ("a.b", "a_b", "a_db", "a-b", "a_.b", "a._b"):
         assert await ledger.read(name) == [Entry(1, name.encode())]
     with pytest.raises(ValueError, match="with dots between"):
         await ledger.append("a b", b"")

@@ -103,3 +103,16 @@ async def test_subscriptions_and_requests_leave_nothing_behind(nats_server: Nats
     assert not bus.inbox._askers and not bus.inbox._marks and not bus._subscriptions
     await bus.drain()
     assert len(asyncio.all_tasks()) == 1
+
+
+async def test_closing_in_the_middle_of_a_reconnect_leaves_no_task_that_goes_on_trying(
+    nats_server: NatsServer,
+) -> None:
+    buses = [await NatsBus.connect(nats_server.url, f"b{n}", reconnect_wait_s=0.001) for n in range(20)]
+    nats_server.kill()
+    await until(lambda: not any(bus.connected for bus in buses))
+    # At many different moments of a try, because one of them swallowed the cancellation.
+    for number, bus in enumerate(buses):
+        await asyncio.sleep(0.0003 * number)
+        await bus.drain(0.01)
+    assert len(asyncio.all_tasks()) == 1

@@ -16,6 +16,7 @@ from dopd_proto.request import Failure
 
 M = TypeVar("M", bound=Message)
 R = TypeVar("R", bound=Message)
+T = TypeVar("T")
 
 DEFAULT_MAX_PENDING = 65_536
 DEFAULT_MAX_PAYLOAD = 8 * 1024 * 1024
@@ -78,6 +79,33 @@ def refuse_undecodable(
     if reply_to:
         with contextlib.suppress(BusClosed):
             send(reply_to, BadRequest(f"the payload is no message for {subject}: {error}").failure())
+
+
+async def end_task(task: asyncio.Task[Any], timeout_s: float = 1.0) -> bool:
+    """Cancel until it is over; whether it is.
+
+    Once is not enough for code that waits with `asyncio.wait_for`: Python 3.11 loses a cancellation that comes
+    together with the outcome, and a loop around it then goes on for ever.
+    """
+    for _ in range(int(timeout_s / 0.05) + 1):
+        task.cancel()
+        await asyncio.wait((task,), timeout=0.05)
+        if task.done():
+            return True
+    return False
+
+
+async def within(work: Coroutine[Any, Any, T], timeout_s: float) -> T:
+    """The outcome of `work`. Raises TimeoutError, and ends the work as `end_task` does."""
+    task = asyncio.get_running_loop().create_task(work)
+    try:
+        await asyncio.wait((task,), timeout=timeout_s)
+        if task.done():
+            return task.result()
+        raise TimeoutError
+    finally:
+        if not task.done():
+            await end_task(task)
 
 
 def _inside_loop() -> bool:

@@ -15,7 +15,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as RawSubscription
 
 from dopd.bus import Delivery
-from dopd.bus.common import DEFAULT_MAX_PENDING, refuse_undecodable
+from dopd.bus.common import DEFAULT_MAX_PENDING, end_task, refuse_undecodable, within
 from dopd.bus.wire import WireBus
 from dopd.errors import BusClosed, BusError
 from dopd_proto.base import Message
@@ -25,6 +25,18 @@ from dopd_proto.subjects import Address
 M = TypeVar("M", bound=Message)
 
 _CLOSE_S = 1.0
+
+
+async def close_client(client: Client) -> None:
+    """Close in bounded time and leave nothing behind, also in the middle of a reconnect."""
+    with contextlib.suppress(TimeoutError, OSError, nats.errors.Error):
+        await within(client.close(), _CLOSE_S)
+    # The library cancels this task once, which can be lost: it would reconnect for ever and keep the process alive.
+    reconnecting = client._reconnection_task
+    if reconnecting is not None and not await end_task(reconnecting):
+        raise BusError("the client does not stop reconnecting")
+    if client.is_connected:
+        await within(client.close(), _CLOSE_S)
 
 
 class NatsSubscription:
@@ -77,14 +89,14 @@ class NatsBus(WireBus):
         # once per wait.
         bus = cls(name, outbox_bytes, max_pending, settle_s=2 * reconnect_wait_s + 0.05)
         try:
-            async with asyncio.timeout(connect_timeout_s):
-                await bus._open(
-                    servers=url,
-                    max_reconnect_attempts=max_reconnect,
-                    reconnect_time_wait=reconnect_wait_s,
-                    ping_interval=ping_interval_s,
-                    max_outstanding_pings=2,
-                )
+            opening = bus._open(
+                servers=url,
+                max_reconnect_attempts=max_reconnect,
+                reconnect_time_wait=reconnect_wait_s,
+                ping_interval=ping_interval_s,
+                max_outstanding_pings=2,
+            )
+            await within(opening, connect_timeout_s)
         except (TimeoutError, OSError, nats.errors.Error) as error:
             await bus._close()
             raise BusError(f"no broker at {url} within {connect_timeout_s} s ({type(error).__name__})") from error
@@ -129,9 +141,7 @@ class NatsBus(WireBus):
         self._tasks.cancel()
         if self._writer is not None:
             self._writer.cancel()
-        with contextlib.suppress(TimeoutError, OSError, nats.errors.Error):
-            async with asyncio.timeout(_CLOSE_S):
-                await self._client.close()
+        await close_client(self._client)
 
     async def _open(self, **options: Any) -> None:
         await self._client.connect(

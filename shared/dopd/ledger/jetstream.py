@@ -17,6 +17,8 @@ from nats.js import JetStreamContext
 from nats.js import errors as js_errors
 from nats.js.kv import KeyValue
 
+from dopd.bus.common import within
+from dopd.bus.nats_bus import close_client
 from dopd.errors import Conflict, LedgerLost
 from dopd.ledger import Entry, Lease
 from dopd.ledger.common import check_name, is_same, next_lease, released
@@ -47,19 +49,19 @@ class JetStreamLedger:
         """Connect. Raises LedgerLost when no broker answers within `timeout_s`."""
         client = Client()
         try:
-            async with asyncio.timeout(timeout_s):
-                await client.connect(
-                    url,
-                    name=name,
-                    error_cb=_ignore,
-                    max_reconnect_attempts=-1,
-                    reconnect_time_wait=0.1,  # type: ignore[arg-type]  # the library sleeps for floats, too
-                    ping_interval=1,
-                    # Nothing is kept while the broker is away: a call that was reported lost must not happen later.
-                    pending_size=0,
-                )
+            connecting = client.connect(
+                url,
+                name=name,
+                error_cb=_ignore,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=0.1,  # type: ignore[arg-type]  # the library sleeps for floats, too
+                ping_interval=1,
+                # Nothing is kept while the broker is away: a call that was reported lost must not happen later.
+                pending_size=0,
+            )
+            await within(connecting, timeout_s)
         except (TimeoutError, OSError, nats.errors.Error) as error:
-            await client.close()
+            await close_client(client)
             raise LedgerLost(f"{url}: {type(error).__name__}: {error}") from error
         return cls(client, clock, timeout_s)
 
@@ -115,9 +117,7 @@ class JetStreamLedger:
                     await self._put(f"lease.{lease.name}", msgspec.msgpack.encode(released(held)), revision)
 
     async def close(self) -> None:
-        with contextlib.suppress(TimeoutError, nats.errors.Error):
-            async with asyncio.timeout(self._timeout_s):
-                await self._client.close()
+        await close_client(self._client)
 
     async def _entry(self, log: str, index: int) -> Entry:
         found = await self._js.get_msg(_stream(log), seq=index, direct=True)
