@@ -64,3 +64,7 @@ def config(argv: Sequence[str]) -> int:
         print(f"dopd config: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -87,7 +87,7 @@ def test_roles_are_shown_as_a_table_with_the_epoch_as_term_and_sequence() -> Non
 @pytest.mark.parametrize(
     ("accepting_s", "drained_s", "words"),
     [
-        (0.25, 1.5, "w1 takes decode work after 0.25 s, old work drained after 1.50 s"),
+        (0.25, 1.5, "w1 takes decode work after 0.250 s, old work drained after 1.500 s"),
         (0.25, None, "old work still draining"),
         (None, None, "w1 does not show the role decode yet"),
     ],

@@ -127,5 +127,5 @@ def read_back(request: RolesRequest, reply: RolesReply) -> str:
     """How long the change took, as the worker itself shows it."""
     if reply.accepting_s is None:
         return f"{request.worker_id} does not show the role {request.role} yet"
-    drained = "still draining" if reply.drained_s is None else f"drained after {reply.drained_s:.2f} s"
-    return f"{request.worker_id} takes {request.role} work after {reply.accepting_s:.2f} s, old work {drained}"
+    drained = "still draining" if reply.drained_s is None else f"drained after {reply.drained_s:.3f} s"
+    return f"{request.worker_id} takes {request.role} work after {reply.accepting_s:.3f} s, old work {drained}"

@@ -20,8 +20,8 @@ def is_free(host: str, port: int) -> bool:
 
 
 def this_or_free(host: str, port: int) -> int:
-    """The port, or a free one where it is taken."""
-    if is_free(host, port):
+    """The port, or a free one where it is taken or 0."""
+    if port and is_free(host, port):
         return port
     with socket.socket() as probe:
         probe.bind((host, 0))

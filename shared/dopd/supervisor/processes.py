@@ -12,6 +12,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from dopd.config import ENV_PREFIX
 from dopd.runtime.lifeline import PARENT_VARIABLE, die_with
 from dopd.supervisor.console import Console
 from dopd.supervisor.guarding import Guard
@@ -103,7 +104,9 @@ class Child:
             await self._bury()
 
     async def _spawn(self) -> Process:
-        env = {**os.environ, **self.spec.env, PARENT_VARIABLE: str(os.getpid())}
+        # The overrides are in the resolved config already; there, what was left open has been filled in.
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(ENV_PREFIX)}
+        env = {**inherited, **self.spec.env, PARENT_VARIABLE: str(os.getpid())}
         with self._state.log_file(self.spec.name).open("ab") as log:
             return await asyncio.create_subprocess_exec(
                 *self.spec.argv,

@@ -21,8 +21,10 @@ NATS_PORT, LMCACHE_PORT = 4222, 5655
 
 def resolve(config: Config, console: Console, demo: bool, env: Mapping[str, str] = os.environ) -> Config:
     """Fill in what is left open. Raises ConfigError when the HTTP port is taken."""
-    ports.require(config.gateway.host, config.gateway.port, "gateway.port")
     replace = msgspec.structs.replace
+    gateway = config.gateway
+    ports.require(gateway.host, gateway.port, "gateway.port")
+    gateway = replace(gateway, port=ports.this_or_free(gateway.host, gateway.port))
     engine = replace(config.engine, kind=_kind(config.engine.kind, demo, env))
     if env.get("MODEL"):
         engine = replace(engine, model=env["MODEL"])
@@ -34,7 +36,7 @@ def resolve(config: Config, console: Console, demo: bool, env: Mapping[str, str]
         if port != NATS_PORT:
             console.line(f"port {NATS_PORT} is taken, the broker uses {port} (cluster.nats_url names a running one)")
         cluster = replace(cluster, nats_url=f"nats://127.0.0.1:{port}")
-    return replace(config, engine=engine, cluster=cluster)
+    return replace(config, engine=engine, cluster=cluster, gateway=gateway)
 
 
 def _kind(kind: str, demo: bool, env: Mapping[str, str]) -> str:

@@ -1,7 +1,6 @@
 """Which processes a config stands for, and in which order they start.
 
-Consumes a resolved config; produces stages of `Spec`: broker, store, control and gateway, workers. The gateway comes up
-beside the first workers, but is ready only when one of them serves, so it stands in the last stage.
+Consumes a resolved config; produces the `Spec` of each process, and the workers' in stages.
 """
 
 import sys
@@ -81,12 +80,14 @@ def lmcache(config: Config, state: StateDir) -> Spec:
     )
 
 
-def control(state: StateDir, planner_ready: Probe) -> list[Spec]:
-    """Forecaster and ratio-planner."""
-    return [
-        service(state, "forecaster", "dopd_forecaster"),
-        service(state, "planner", "dopd_planner", ready=planner_ready),
-    ]
+def forecaster(state: StateDir) -> Spec:
+    """The forecaster."""
+    return service(state, "forecaster", "dopd_forecaster")
+
+
+def planner(state: StateDir, answers: Probe) -> Spec:
+    """The ratio-planner. Ready when it answers people, which it does once it leads."""
+    return service(state, "planner", "dopd_planner", ready=answers)
 
 
 def gateway(config: Config, state: StateDir) -> Spec:
@@ -98,7 +99,7 @@ def gateway(config: Config, state: StateDir) -> Spec:
         "dopd_gateway",
         ready=http_ok(f"{url}/ready"),
         stop_rank=GATEWAY_RANK,
-        grace_s=10.0,
+        grace_s=config.worker.stop_grace_s + 10.0,
         ready_timeout_s=worker_timeout_s(config) + 30.0,
         detail=url,
     )

@@ -77,12 +77,16 @@ async def _serve(
 async def _start_services(
     config: Config, state: StateDir, supervisor: Supervisor, cluster: Cluster, bus: NatsBus
 ) -> None:
-    """The store first; then control, gateway and workers side by side, the workers a few at a time."""
+    """The store; then gateway and workers side by side, the workers a few at a time; at last the planner.
+
+    A planner that sees the first workers alone would mend the lack of the other role, at once and in vain.
+    """
     await supervisor.start(stack.store(config, state))
     await together(
-        supervisor.start(*stack.control(state, _planner_answers(bus)), stack.gateway(config, state)),
+        supervisor.start(stack.forecaster(state), stack.gateway(config, state)),
         supervisor.start_all(stack.workers(config, state, cluster)),
     )
+    await supervisor.start(stack.planner(state, _planner_answers(bus)))
 
 
 def _planner_answers(bus: NatsBus) -> Probe:

@@ -1,0 +1,124 @@
+"""`dopd up --demo` as a person runs it: real services, a real broker, emulated engines."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dopd.supervisor import http
+from tests.e2e.running import ROOT, Running, wait_until
+from tests.nats_server import server_binary
+
+pytestmark = [
+    pytest.mark.nats,
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
+]
+NAMES = {"supervisor", "nats", "store", "gateway", "forecaster", "planner", "w1", "w2", "w3", "w4"}
+
+
+def demo(folder: Path, *words: str, **env: str) -> Running:
+    server_binary()
+    settings = {
+        "DOPD__CLUSTER__STATE_DIR": str(folder),
+        "DOPD__GATEWAY__PORT": "0",
+        **env,
+    }
+    return Running(["dopd.cli", "up", "--demo", *words], folder, settings)
+
+
+def dopd(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "DOPD__CLUSTER__STATE_DIR": str(folder)}
+    command = [sys.executable, "-m", "dopd.cli", *words]
+    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, timeout=60, check=False)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with demo(tmp_path_factory.mktemp("demo"), "--no-load") as up:
+        up.wait_for("Ready after", 60.0)
+        up.wait_for("Ctrl-C stops everything")
+        print(next(line for line in up.output.splitlines() if line.startswith("Ready after")))
+        yield up
+
+
+def test_each_process_is_announced_and_runs(cluster: Running) -> None:
+    assert set(cluster.note()) == NAMES
+    for name in NAMES - {"supervisor"}:
+        assert any(name in line and "ready in" in line for line in cluster.output.splitlines())
+
+
+async def test_the_printed_curl_line_gets_an_answer_of_the_emulated_model(cluster: Running) -> None:
+    line = next(line for line in cluster.output.splitlines() if line.strip().startswith("curl "))
+    _, url, _, _, _, body = shlex.split(line)
+    async with http.request(url, body.encode()) as response:
+        answer = json.loads(await response.body())
+    assert response.status == 200
+    assert answer["usage"]["completion_tokens"] == 16
+    assert answer["model"] == json.loads(body)["model"]
+
+
+def test_roles_are_shown_changed_refused_and_left_to_the_planner_again(cluster: Running) -> None:
+    folder = cluster.state.root
+    shown = dopd(folder, "roles")
+    assert [line.split()[:2] for line in shown.stdout.splitlines()[1:]] == [
+        ["w1", "prefill"],
+        ["w2", "prefill"],
+        ["w3", "decode"],
+        ["w4", "decode"],
+    ]
+    changed = dopd(folder, "roles", "set", "w3", "prefill")
+    assert changed.returncode == 0
+    assert "w3 takes prefill work after" in changed.stdout
+    refused = dopd(folder, "roles", "set", "w4", "prefill")
+    assert refused.returncode == 1
+    assert "would leave no decode worker" in refused.stderr
+    back = dopd(folder, "roles", "set", "w3", "decode", "--until", "drained")
+    assert "drained after" in back.stdout
+    for worker in ("w3", "w4"):
+        assert dopd(folder, "roles", "unpin", worker).returncode == 0
+
+
+def test_no_process_of_the_demo_has_loaded_torch(cluster: Running) -> None:
+    for name, process in cluster.note().items():
+        maps = Path(f"/proc/{process.pid}/maps").read_text()
+        assert "libtorch" not in maps, name
+
+
+def test_a_killed_worker_comes_back_under_its_name(cluster: Running) -> None:
+    before = cluster.note()["w1"].pid
+    os.kill(before, signal.SIGKILL)
+    cluster.wait_for("w1          ready again", 30.0)
+    assert cluster.note()["w1"].pid != before
+
+
+def test_a_second_up_says_that_one_is_running(cluster: Running) -> None:
+    with demo(cluster.state.root, "--no-load") as second:
+        assert second.code() == 1
+        assert f"already running here (pid {cluster.process.pid}" in second.output
+
+
+def test_ctrl_c_leaves_no_process(cluster: Running) -> None:
+    """The last one that uses the cluster."""
+    cluster.note()
+    cluster.interrupt()
+    assert cluster.code(60.0) == 0
+    assert cluster.left() == []
+
+
+def test_the_load_shows_a_status_line_and_sigkill_of_the_supervisor_leaves_no_process(tmp_path: Path) -> None:
+    with demo(tmp_path, DOPD__WORKLOAD__REQUESTS_PER_S="5") as up:
+        up.wait_for("requests/s  TTFT p50", 60.0)
+        line = next(line for line in up.output.splitlines() if "requests/s  TTFT p50" in line)
+        assert "roles w1:P w2:P w3:D w4:D" in line
+        assert "failed" not in line
+        up.note()
+        up.process.kill()
+        up.code()
+        assert wait_until(lambda: up.left() == [], 5.0), up.left()
