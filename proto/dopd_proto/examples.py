@@ -3,27 +3,33 @@
 Consumes: the message classes. Produces: instances in which every field differs from its default where it can.
 """
 
+import importlib
+import pkgutil
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 from msgspec import inspect
 
-from dopd_proto import control, request, telemetry
+import dopd_proto
 from dopd_proto.base import Message, pack_tokens
-
-_MODULES = (request, control, telemetry)
 
 
 def all_messages() -> list[type[Message]]:
-    """Every message class in the order of its declaration. Bases of others are never sent and left out."""
-    found = [
+    """Every message class, by module and in the order of its declaration, without the bases of others."""
+    modules = [
+        importlib.import_module(f"dopd_proto.{found.name}")
+        for found in pkgutil.iter_modules(dopd_proto.__path__)
+        # It would be imported a second time while it runs.
+        if found.name != "generate"
+    ]
+    kinds = [
         kind
-        for module in _MODULES
+        for module in modules
         for kind in vars(module).values()
         if isinstance(kind, type) and issubclass(kind, Message) and kind.__module__ == module.__name__
     ]
-    return [kind for kind in found if not kind.__subclasses__()]
+    return [kind for kind in kinds if kind is not Message and not kind.__subclasses__()]
 
 
 def example(kind: type[Message]) -> Message:

@@ -77,6 +77,16 @@ async def test_a_star_matches_one_token_and_an_arrow_the_rest(rig: Rig) -> None:
 
 
 @on_every_bus
+async def test_whoever_publishes_after_a_subscription_is_made_is_heard_on_any_connection(rig: Rig) -> None:
+    sender, receiver = await rig.connect("s"), await rig.connect("r")
+    for number in range(50):
+        to, taker = subjects.ABORT.at(worker_id=f"w{number}"), Taker()
+        await receiver.subscribe(to, taker)
+        sender.publish(to, abort(number))
+        await taker.count(1)
+
+
+@on_every_bus
 async def test_nothing_is_delivered_after_a_subscription_was_stopped(rig: Rig) -> None:
     bus, stopped, running = await rig.connect("b"), Taker(), Taker()
     subscription = await bus.subscribe(W1, stopped)

@@ -76,6 +76,24 @@ async def test_what_does_not_fit_into_the_outbox_is_told_with_its_number(nats_se
     await bus.drain()
 
 
+async def test_what_was_kept_waits_for_receivers_that_reconnect_a_little_later(nats_server: NatsServer) -> None:
+    sender = await NatsBus.connect(nats_server.url, "s", reconnect_wait_s=0.1)
+    late = [await NatsBus.connect(nats_server.url, f"r{n}", reconnect_wait_s=0.22) for n in range(4)]
+    takers = [Taker() for _ in late]
+    for bus, taker in zip(late, takers, strict=True):
+        await bus.subscribe(W1, taker)
+    nats_server.kill()
+    await until(lambda: not any(bus.connected for bus in (sender, *late)))
+    # Now each of them tries in its own rhythm.
+    await asyncio.sleep(0.3)
+    sender.publish(W1, Abort(request_id="r", attempt=1))
+    nats_server.start()
+    for taker in takers:
+        await taker.count(1)
+    for bus in (sender, *late):
+        await bus.drain()
+
+
 async def test_a_drain_while_the_server_is_away_ends_in_time_and_tells_what_was_never_sent(
     nats_server: NatsServer,
 ) -> None:
