@@ -25,7 +25,7 @@ from dopd_proto.base import Role
 
 @dataclass
 class LocalCluster:
-    """One gateway, a planner, a forecaster and workers `w1`…`wn`; more gateways with `add_gateway`.
+    """One gateway, a planner, a forecaster and workers `w1`…`wn`; more with `add_gateway` and `add_planner`.
 
     `together` advances emulated steps in one go (virtual time only).
     """
@@ -39,6 +39,7 @@ class LocalCluster:
     workers: dict[str, Worker] = field(default_factory=dict)
     engines: dict[str, SimEngine] = field(default_factory=dict)
     gateways: dict[str, Gateway] = field(default_factory=dict)
+    planners: dict[str, RatioPlanner] = field(default_factory=dict)
     buses: dict[str, MemoryBus] = field(default_factory=dict)
 
     async def start(self) -> None:
@@ -52,29 +53,30 @@ class LocalCluster:
         self.gateway = await self.add_gateway("g1")
         self.forecaster = Forecaster(self.broker.connect("forecaster"), self.runtime, config.forecaster)
         await self.forecaster.start()
-        slo = Slo(config.slo.ttft_s, config.slo.tpot_s)
-        make = self.policy.planner
-        self.planner = RatioPlanner(
-            "planner",
-            self.broker.connect("planner"),
-            self.ledger.open(),
-            self.runtime,
-            config.planner,
-            slo,
-            make and make(),
-        )
-        await self.planner.start()
+        self.planner = await self.add_planner("planner")
         for number in range(config.cluster.prefill + config.cluster.decode):
             await self.add_worker(f"w{number + 1}", "prefill" if number < config.cluster.prefill else "decode")
 
     async def add_gateway(self, gateway_id: str) -> Gateway:
         """Start one more gateway."""
         assert self.policy is not None
-        bus = self.broker.connect(gateway_id)
+        bus = self.buses[gateway_id] = self.broker.connect(gateway_id)
         gateway = Gateway(gateway_id, self.policy, bus, self.runtime, self.config.gateway, "sim")
         await gateway.start()
         self.gateways[gateway_id] = gateway
         return gateway
+
+    async def add_planner(self, name: str) -> RatioPlanner:
+        """Start one more planner, or start it anew under its old name."""
+        assert self.policy is not None
+        slo = Slo(self.config.slo.ttft_s, self.config.slo.tpot_s)
+        make = self.policy.planner
+        bus = self.buses[name] = self.broker.connect(name)
+        planner = self.planners[name] = RatioPlanner(
+            name, bus, self.ledger.open(), self.runtime, self.config.planner, slo, make and make()
+        )
+        await planner.start()
+        return planner
 
     async def add_worker(self, worker_id: str, role: Role, engine: Engine | None = None) -> Worker:
         """Start a worker, or start it anew under its old id."""
@@ -98,11 +100,22 @@ class LocalCluster:
         worker.crash()
         self.buses.pop(worker_id).kill()
 
+    def kill_gateway(self, gateway_id: str) -> None:
+        """As SIGKILL would."""
+        self.gateways.pop(gateway_id).crash()
+        self.buses.pop(gateway_id).kill()
+
+    def kill_planner(self, name: str) -> None:
+        """As SIGKILL would: its lease runs on."""
+        self.planners.pop(name).crash()
+        self.buses.pop(name).kill()
+
     async def stop(self) -> None:
         """Stop everything in order."""
         for gateway in self.gateways.values():
             await gateway.stop()
-        await self.planner.stop()
+        for planner in self.planners.values():
+            await planner.stop()
         await self.forecaster.stop()
         for worker in self.workers.values():
             await worker.stop()
