@@ -19,8 +19,12 @@ CHUNK = 32
 # The limits of the tiny model, so that one suite fits both engines.
 PROFILE = dataclasses.replace(
     named("h200-llama-3.1-8b-fp8-tp1"),
-    max_model_len=2048, max_running=16, max_step_tokens=512, chunk_tokens=CHUNK, block_tokens=16, kv_total_tokens=16_384,
-)  # fmt: skip
+    max_model_len=2048,
+    max_running=16,
+    max_step_tokens=512,
+    chunk_tokens=CHUNK,
+    kv_total_tokens=16_384,
+)
 
 
 def virtually(check: Callable[[Rig], Coroutine[Any, Any, None]], **options: Any) -> None:

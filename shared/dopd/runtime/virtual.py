@@ -7,6 +7,7 @@ function of its seed alone. When every task is blocked and no timer is left, the
 import asyncio
 import heapq
 import itertools
+import math
 import random
 import selectors
 from collections.abc import Callable, Coroutine
@@ -54,9 +55,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         selector = _JumpSelector()
         super().__init__(selector)
         selector.loop = self
-        self._virtual_s = 0.0
-        # asyncio fires a timer when `when < time + resolution`: with 0 it would never fire at its very time.
-        self._clock_resolution = 1e-9
+        self._set(0.0)
         self._numbers = itertools.count()
 
     def time(self) -> float:
@@ -64,7 +63,12 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def jump(self) -> None:
         """Move the clock to the next timer."""
-        self._virtual_s = self._scheduled[0].when()  # type: ignore[attr-defined]
+        self._set(self._scheduled[0].when())  # type: ignore[attr-defined]
+
+    def _set(self, now_s: float) -> None:
+        self._virtual_s = now_s
+        # asyncio fires a timer when `when < time + resolution`: the least that lets one fire at its very time.
+        self._clock_resolution = math.ulp(now_s)
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: Any = None
