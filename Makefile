@@ -55,7 +55,7 @@ fmt: setup ## format, and fix what ruff can fix
 gen: setup ## write schemas, golden messages and the subject table anew
 	$(PY) -m dopd_proto.generate
 
-clean: ## stop the cluster and wipe its state (.dopd)
+clean: ## wipe the cluster's state, .dopd (after `make down`)
 	@[ ! -x .venv/bin/dopd ] || .venv/bin/dopd clean
 
 .PHONY: help setup setup-light up demo down check lint test test-fast bench fmt gen clean

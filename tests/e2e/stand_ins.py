@@ -37,6 +37,8 @@ starts = sum(line == f"{name} started\\n" for line in open(folder + "/events"))
 if how == "never" or (how == "flaky" and starts < 3):
     print("something broke")
     sys.exit(7)
+if how == "slow":
+    time.sleep(12)
 open(folder + "/run/" + name + ".ready", "w").close()
 if how == "dies-once" and starts == 1:
     time.sleep(0.3)

@@ -206,3 +206,9 @@ def test_clean_removes_the_state_but_no_folder_that_is_not_ours(
         up.code()
     assert down.clean([]) == 0
     assert not (tmp_path / "state").exists()
+
+
+def test_what_takes_long_is_named_every_few_seconds(tmp_path: Path) -> None:
+    with stand_ins(tmp_path, "slow") as up:
+        up.wait_for("waiting for w2 (logs: ", 30.0)
+        up.wait_for("all ready", 30.0)

@@ -17,9 +17,9 @@ from dopd.runtime.lifeline import PARENT_VARIABLE, die_with
 from dopd.supervisor.console import Console
 from dopd.supervisor.guarding import Guard
 from dopd.supervisor.spec import CANNOT_START, STARTS_TRIED, STEADY_S, Spec, StartFailed, backoff_s, ended_how
-from dopd.supervisor.state import StateDir
+from dopd.supervisor.state import StateDir, shown
 
-POLL_S, REMIND_S, KILLED_S = 0.05, 10.0, 2.0
+POLL_S, KILLED_S = 0.05, 2.0
 
 
 class Child:
@@ -31,6 +31,7 @@ class Child:
         self._process: Process | None = None
         self._stop = asyncio.Event()
         self._was_ready = False
+        self._announcing: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._first_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -42,6 +43,11 @@ class Child:
         except TimeoutError:
             self._first_ready.cancel()
             raise self._failed(f"is not ready after {self.spec.ready_timeout_s:.0f} s") from None
+
+    @property
+    def getting_ready(self) -> bool:
+        """Whether it was started and has not yet said that it is ready."""
+        return self._announcing is not None and not self._announcing.done()
 
     async def stop(self) -> None:
         """SIGTERM, then SIGKILL after the grace time. Returns when the process and its group are gone."""
@@ -96,7 +102,7 @@ class Child:
         self.pid, self.starts = self._process.pid, self.starts + 1
         self._guard.watch(self.pid)
         self._state.write_pid(self.spec.name, self.pid)
-        announcing = asyncio.create_task(self._announce())
+        announcing = self._announcing = asyncio.create_task(self._announce())
         try:
             return await self._process.wait()
         finally:
@@ -120,11 +126,7 @@ class Child:
 
     async def _announce(self) -> None:
         began_s = self._console.elapsed_s
-        told_s = began_s
-        while not await self.spec.ready():
-            if self._console.elapsed_s - told_s > REMIND_S:
-                told_s = self._console.elapsed_s
-                self._console.event(self.spec.name, f"starting for {told_s - began_s:.0f} s ({self._log})", "dim")
+        while not await self.spec.ready():  # noqa: ASYNC110 - the other side is a process, it sets no event here
             await asyncio.sleep(POLL_S)
         took_s = self._console.elapsed_s - began_s
         again = "ready again" if self._was_ready else "ready"
@@ -145,8 +147,7 @@ class Child:
 
     @property
     def _log(self) -> Path:
-        path = self._state.logs / f"{self.spec.name}.log"
-        return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        return shown(self._state.logs / f"{self.spec.name}.log")
 
     def _failed(self, what: str) -> StartFailed:
         lines = self._log.read_text(errors="replace").splitlines()[-15:] if self._log.exists() else []

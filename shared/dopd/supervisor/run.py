@@ -15,8 +15,9 @@ from dopd.supervisor.console import Console
 from dopd.supervisor.guarding import Guard
 from dopd.supervisor.processes import Child
 from dopd.supervisor.spec import Spec
-from dopd.supervisor.state import StateDir
+from dopd.supervisor.state import StateDir, shown
 
+REMIND_S = 10.0
 Work = Callable[["Supervisor", Console], Coroutine[Any, Any, None]]
 
 
@@ -28,6 +29,7 @@ class Supervisor:
         self._state, self._console = state, console
         self._children: list[Child] = []
         self._guard = Guard()
+        self._reminding: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Take signals, start the guard."""
@@ -35,6 +37,7 @@ class Supervisor:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._ask, number)
         await self._guard.start()
+        self._reminding = loop.create_task(self._remind())
 
     async def start(self, *specs: Spec) -> None:
         """Start these together and wait until all are ready. Raises StartFailed."""
@@ -47,8 +50,18 @@ class Supervisor:
         for stage in stages:
             await self.start(*stage)
 
+    async def _remind(self) -> None:
+        """While something takes long, say every now and then what it is."""
+        while True:
+            await asyncio.sleep(REMIND_S)
+            names = [child.spec.name for child in self._children if child.getting_ready]
+            if names and not self.stop_asked.is_set():
+                self._console.event("", f"waiting for {', '.join(names)} (logs: {shown(self._state.logs)}/)", "dim")
+
     async def close(self) -> None:
         """Stop all, lowest rank first; then the guard, which ends what may be left."""
+        if self._reminding is not None:
+            self._reminding.cancel()
 
         def rank(child: Child) -> int:
             return child.spec.stop_rank

@@ -58,6 +58,11 @@ def started(pid: int) -> str:
     return "" if state.startswith("Z") else since.strip()
 
 
+def shown(path: Path) -> Path:
+    """The path as a person types it: relative where it lies below the present folder."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 class StateDir:
     """`.dopd/` and what lies in it."""
 

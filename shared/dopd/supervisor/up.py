@@ -28,7 +28,7 @@ from dopd.supervisor.ready import Cluster
 from dopd.supervisor.resolve import resolve
 from dopd.supervisor.run import Supervisor, supervise, together
 from dopd.supervisor.spec import Probe
-from dopd.supervisor.state import StateDir
+from dopd.supervisor.state import StateDir, shown
 from dopd_proto.control import RolesReply, RolesRequest
 from dopd_proto.subjects import ROLES
 
@@ -108,7 +108,7 @@ async def _welcome(config: Config, state: StateDir, console: Console) -> None:
     console.line(f"\nReady after {console.elapsed_s:.1f} s: {url}, the OpenAI API", "bold")
     console.line(f"\n  curl {url}/v1/completions -H 'Content-Type: application/json' -d '{body}'\n")
     console.line("  dopd roles     who does what; `dopd roles set w1 decode` changes it")
-    console.line(f"  {state.logs}/  what each process writes")
+    console.line(f"  {shown(state.logs)}/    what each process writes")
     console.line("  Ctrl-C stops everything\n")
 
 
