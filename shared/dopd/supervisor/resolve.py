@@ -6,14 +6,14 @@ what it chose.
 
 import importlib.util
 import os
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-import msgspec
+from msgspec.structs import replace
 
 from dopd.config import Config
 from dopd.supervisor import ports
+from dopd.supervisor.cards import cards_for, memory_share
 from dopd.supervisor.console import Console
 
 NATS_PORT, LMCACHE_PORT = 4222, 5655
@@ -21,7 +21,6 @@ NATS_PORT, LMCACHE_PORT = 4222, 5655
 
 def resolve(config: Config, console: Console, demo: bool, env: Mapping[str, str] = os.environ) -> Config:
     """Fill in what is left open. Raises ConfigError when the HTTP port is taken."""
-    replace = msgspec.structs.replace
     gateway = config.gateway
     ports.require(gateway.host, gateway.port, "gateway.port")
     gateway = replace(gateway, port=ports.this_or_free(gateway.host, gateway.port))
@@ -36,7 +35,7 @@ def resolve(config: Config, console: Console, demo: bool, env: Mapping[str, str]
         if port != NATS_PORT:
             console.line(f"port {NATS_PORT} is taken, the broker uses {port} (cluster.nats_url names a running one)")
         cluster = replace(cluster, nats_url=f"nats://127.0.0.1:{port}")
-    return replace(config, engine=engine, cluster=cluster, gateway=gateway)
+    return _share_cards(replace(config, engine=engine, cluster=cluster, gateway=gateway), console)
 
 
 def _kind(kind: str, demo: bool, env: Mapping[str, str]) -> str:
@@ -48,12 +47,11 @@ def _kind(kind: str, demo: bool, env: Mapping[str, str]) -> str:
     return kind
 
 
-def gpus(env: Mapping[str, str] = os.environ) -> list[str]:
-    """The GPUs that may be used, as CUDA names them; none where there is no driver."""
-    if "CUDA_VISIBLE_DEVICES" in env:
-        return [name for name in env["CUDA_VISIBLE_DEVICES"].split(",") if name]
-    try:
-        shown = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [str(n) for n, line in enumerate(x for x in shown.stdout.splitlines() if x.startswith("GPU "))]
+def _share_cards(config: Config, console: Console) -> Config:
+    """Several workers on one card divide its memory."""
+    names, workers = cards_for(config), config.cluster.prefill + config.cluster.decode
+    share = memory_share(workers, names)
+    if not share or config.engine.gpu_memory_utilization:
+        return config
+    console.line(f"{workers} workers on {len(names)} GPU(s): each takes {share:.0%} of a card's memory")
+    return replace(config, engine=replace(config.engine, gpu_memory_utilization=share))

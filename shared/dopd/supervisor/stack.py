@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 from dopd.bus.server import nats_command, nats_config
 from dopd.config import Config
+from dopd.supervisor.cards import card_of, cards_for, shared
 from dopd.supervisor.ready import Cluster, file_appears, http_ok, speaks
-from dopd.supervisor.resolve import gpus
 from dopd.supervisor.spec import Probe, Spec
 from dopd.supervisor.state import StateDir
 from dopd_proto.base import Role
@@ -116,13 +116,15 @@ def workers(config: Config, state: StateDir, cluster: Cluster) -> list[list[Spec
     total = config.cluster.prefill + config.cluster.decode
     first: list[Role] = ["prefill", "decode"]
     roles = [first[n >= config.cluster.prefill] for n in range(total)]
-    cards = gpus() if config.engine.kind == "vllm" else []
+    cards = cards_for(config)
     specs = [_worker(config, state, cluster, n, role, cards) for n, role in enumerate(roles)]
     if config.engine.kind == "sim":
         return [specs]
     pairs = zip_longest(specs[: config.cluster.prefill], specs[config.cluster.prefill :])
     order = [spec for pair in pairs for spec in pair if spec is not None]
-    return [order[at : at + AT_ONCE_VLLM] for at in range(0, total, AT_ONCE_VLLM)]
+    # vLLM measures a card's free memory at its start: two at once on one card would deceive each other.
+    at_once = 1 if shared(total, cards) else AT_ONCE_VLLM
+    return [order[at : at + at_once] for at in range(0, total, at_once)]
 
 
 def _worker(config: Config, state: StateDir, cluster: Cluster, number: int, role: Role, cards: Sequence[str]) -> Spec:
@@ -138,7 +140,7 @@ def _worker(config: Config, state: StateDir, cluster: Cluster, number: int, role
         detail=role,
     )
     if cards:
-        spec = replace(spec, env={**spec.env, "CUDA_VISIBLE_DEVICES": cards[number % len(cards)]})
+        spec = replace(spec, env={**spec.env, "CUDA_VISIBLE_DEVICES": card_of(number, cards)})
     return spec
 
 
