@@ -17,7 +17,8 @@ class Request:
     """`slip` is the present placement, `stage` the segment whose worker is responsible now.
 
     `kv_tokens` have been computed and stored by earlier segments. `unsettled` are workers of the slip of which it is
-    not known that they have the work; `unfetched` while a prefilled prompt waits in the KV store.
+    not known that they have the work; `unfetched` while a prefilled prompt waits in the KV store. `placed_tokens` was
+    the length at the placement, `heard_s` when a worker last said something about it.
     """
 
     request_id: str
@@ -33,6 +34,8 @@ class Request:
     unsettled: dict[str, int] = field(default_factory=dict)
     unfetched: bool = False
     kv_tokens: int = 0
+    placed_tokens: int = 0
+    heard_s: float = 0.0
     avoid: frozenset[str] = frozenset()
     stash: dict[int, tuple[Run, str, str]] = field(default_factory=dict)
     asking: bool = False
@@ -50,6 +53,13 @@ class Request:
     def knows(self, worker_id: str, incarnation: str) -> bool:
         """Whether this worker's word counts for the present attempt."""
         return any(s.worker_id == worker_id and s.incarnation == incarnation for s in self.slip)
+
+    def doubtful(self, now_s: float, silence_s: float) -> bool:
+        """Whether to ask its workers: tokens are missing, or the one that has the work has said nothing for long."""
+        holder = self.holder()
+        if holder is None or holder.worker_id in self.unsettled:
+            return False
+        return bool(self.stash) or now_s - self.heard_s > silence_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +93,24 @@ def take(request: Request, run: Run, worker_id: str, incarnation: str) -> Taken:
     final = end if end in ("stop", "length") else None
     piece = Piece(have, tuple(tokens), tuple(times), final) if tokens or final else None
     return Taken(piece, end=end)
+
+
+def due(request: Request) -> tuple[Run, str, str] | None:
+    """The next run of those that came too early, once what was missing before it is there."""
+    first = min(request.stash, default=None)
+    return request.stash.pop(first) if first is not None and first <= len(request.output) else None
+
+
+def stored_tokens(request: Request, end: RunEnd) -> int:
+    """Tokens whose KV the attempt that ends so has stored.
+
+    Whoever makes a token has the KV of all before it. An attempt that made none may have computed a first segment.
+    """
+    if request.total_tokens > request.placed_tokens:
+        return request.total_tokens - 1
+    if end == "open" or request.stage:
+        return request.slip[0].stop or 0
+    return request.kv_tokens
 
 
 def view(request: Request) -> RequestView:

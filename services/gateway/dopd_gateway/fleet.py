@@ -17,12 +17,17 @@ _NO_GRANT = Grant(gateway_id="", gateway_incarnation="", received=0, limit=0)
 
 @dataclass(slots=True)
 class Known:
-    """One worker. `sent` counts work ever placed on this incarnation, `open` that of which no fate is known yet."""
+    """One worker. `sent` counts work ever placed on this incarnation, `open` that of which no fate is known yet.
+
+    `batches` is the number of its newest token batch that came, `due` how many its state before the last one counted.
+    """
 
     state: WorkerState
     heard_s: float
     sent: int = 0
     open: int = 0
+    batches: int = 0
+    due: int = 0
     usable: bool = True
     open_prefill_tokens: int = 0
 
@@ -40,15 +45,19 @@ class Fleet:
     def heard(self, state: WorkerState, now_s: float) -> str | None:
         """Fold a state. The incarnation that it ends, if any: its work is lost."""
         known = self.workers.get(state.worker_id)
+        if known is not None and state.sent_s < known.state.sent_s:
+            return None  # overtaken by a newer one, or late words of an earlier life
+        grant = self._grant(state)
         if known is None or known.state.incarnation != state.incarnation:
-            if known is not None and state.sent_s < known.state.sent_s:
-                return None  # late words of an earlier life
-            self.workers[state.worker_id] = Known(state, now_s, sent=self._grant(state).received)
+            self.workers[state.worker_id] = Known(state, now_s, sent=grant.received, batches=grant.batches)
             return known.state.incarnation if known else None
+        known.due = self._grant(known.state).batches
+        if grant.batches < known.due:
+            known.batches = 0  # it had given us up, and counts anew
         known.state, known.heard_s, known.usable = state, now_s, True
         if not known.open:
             # Nothing under way: the worker's count is the truth, whatever was lost or came late before.
-            known.sent = self._grant(state).received
+            known.sent = grant.received
         return state.incarnation if state.phase == "failed" else None
 
     def refused(self, worker_id: str, reply: WorkReply | None) -> None:
@@ -67,6 +76,30 @@ class Fleet:
         for known in gone:
             del self.workers[known.state.worker_id]
         return gone
+
+    def knows(self, worker_id: str, incarnation: str) -> bool:
+        """Whether this life of the worker has not ended yet, as far as we know."""
+        known = self.workers.get(worker_id)
+        return known is not None and known.state.incarnation == incarnation
+
+    # --- token batches ------------------------------------------------------------------------------------------
+
+    def batch_came(self, worker_id: str, incarnation: str, number: int) -> bool:
+        """Count a batch; True when one before it is missing."""
+        if not self.knows(worker_id, incarnation):
+            return False
+        known = self.workers[worker_id]
+        hole = number > known.batches + 1
+        known.batches = max(known.batches, number)
+        return hole
+
+    def batch_overdue(self, worker_id: str) -> bool:
+        """Whether a batch is missing that the state before the last counted: tokens and states come on two ways."""
+        known = self.workers.get(worker_id)
+        if known is None or known.due <= known.batches:
+            return False
+        known.batches = known.due
+        return True
 
     # --- own dispatches -----------------------------------------------------------------------------------------
 
@@ -117,10 +150,6 @@ class Fleet:
     def credit(self, known: Known) -> int:
         """Requests that this gateway may still send the worker."""
         return max(0, self._grant(known.state).limit - known.sent) if known.serving() else 0
-
-    def batches(self, state: WorkerState) -> int:
-        """Token batches that the worker says it has sent us."""
-        return self._grant(state).batches
 
     def _grant(self, state: WorkerState) -> Grant:
         for grant in state.grants:

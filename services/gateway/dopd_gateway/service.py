@@ -92,7 +92,7 @@ class Gateway:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._waiting: dict[str, Request] = {}
         self._peers: dict[str, float] = {}
-        self._batches: dict[str, int] = {}
+        self._echo_s = runtime.now()
         self._windows = Windows(gateway_id, self.incarnation, runtime.now())
         self._tasks: set[asyncio.Task[None]] = set()
         self._subscriptions: list[Subscription] = []
@@ -178,6 +178,8 @@ class Gateway:
 
     def _schedule(self) -> None:
         self._round = None
+        if not self._bus.connected:
+            return  # nothing would arrive; the first worker that is heard again begins a new round
         # In the order of arrival: a request that comes back for another attempt does not queue again.
         queue = sorted(self._waiting.values(), key=lambda request: request.arrived_s)
         cluster = self.cluster()
@@ -214,11 +216,12 @@ class Gateway:
             else {}
         )
         for placement in dispatch.placements:
-            request = self._waiting.pop(placement.request_id, None)
+            request = self._waiting.get(placement.request_id)
             slip = placing.slip_of(placement, cluster)
             if request is None or slip is None:
                 self._log.error("dispatch_invalid", request_id=placement.request_id)
                 continue
+            del self._waiting[request.request_id]
             self._place(request, placement, slip, tags.get(placement.request_id), cluster)
 
     def _place(
@@ -231,6 +234,7 @@ class Gateway:
     ) -> None:
         request.attempt += 1
         request.slip, request.stage, request.stash = slip, 0, {}
+        request.placed_tokens, request.heard_s = request.total_tokens, self._runtime.now()
         request.unfetched = len(slip) > 1
         request.unsettled = {}
         for place, segment in enumerate(slip):
@@ -257,8 +261,8 @@ class Gateway:
         except (BusError, RequestError) as error:
             timed_out = True
             self._log.info("work_not_delivered", request_id=work.request_id, worker_id=worker_id, error=repr(error))
-        if request.ended or request.attempt != attempt:
-            return
+        if request.ended or request.attempt != attempt or worker_id not in request.unsettled:
+            return  # void, or its tokens came before the answer
         if reply is not None and reply.accepted:
             self._settle(request, worker_id, received=True)
             return
@@ -274,14 +278,18 @@ class Gateway:
 
     def _on_tokens(self, delivery: Delivery[TokenBatch]) -> None:
         batch = delivery.message
-        self._batches[batch.incarnation] = max(batch.seq, self._batches.get(batch.incarnation, 0))
+        hole = self.fleet.batch_came(batch.worker_id, batch.incarnation, batch.seq)
         for run in batch.runs:
             self._on_run(run, batch.worker_id, batch.incarnation)
+        if hole:
+            self._missed_batch(batch.worker_id, batch.incarnation)
 
     def _on_run(self, run: Run, worker_id: str, incarnation: str) -> None:
         request = self._requests.get(run.request_id)
         if request is None or run.attempt != request.attempt or not request.knows(worker_id, incarnation):
-            return  # a late word of an attempt that is void
+            self._on_void_run(run, worker_id)
+            return
+        request.heard_s = self._runtime.now()
         self._settle(request, worker_id, received=True)
         taken = core.take(request, run, worker_id, incarnation)
         if taken.gap:
@@ -291,18 +299,24 @@ class Gateway:
             self._streams[request.request_id].put(taken.piece)
         if taken.end is not None:
             self._on_end(request, taken.end, run)
-        later = request.stash.pop(len(request.output), None)
+        later = core.due(request)
         if later is not None:
             self._on_run(*later)
+
+    def _on_void_run(self, run: Run, worker_id: str) -> None:
+        """A late word of an attempt that is void; who goes on with it has not heard so."""
+        if run.end is None:
+            self._bus.publish(ABORT.at(worker_id=worker_id), Abort(request_id=run.request_id, attempt=run.attempt))
 
     def _on_end(self, request: Request, end: RunEnd, run: Run) -> None:
         if end in ("stop", "length"):
             self._end(request, completed=True)
         elif end == "handed_over":
-            request.stage = max(request.stage, len(request.slip) - 1)
+            request.stage = len(request.slip) - 1
+            self._settle(request, request.slip[-1].worker_id, received=True)
         elif end in ("open", "migrated"):
             # What has been computed is in the KV store; only a place to go on is needed.
-            request.kv_tokens = request.total_tokens - 1 if request.output else request.slip[0].stop or 0
+            request.kv_tokens = core.stored_tokens(request, end)
             self._wait_again(request)
         else:
             failure = error_from(run.failure) if run.failure is not None else Unavailable(f"the attempt {end}")
@@ -316,33 +330,39 @@ class Gateway:
             self._spawn(self._resend(request))
 
     async def _resend(self, request: Request) -> None:
-        """Fill a hole from the short memory of the slip's workers; if they cannot, a new attempt."""
+        """Hear from the slip's workers how far they are; a new attempt when the tokens, or the work, are gone."""
         attempt, index = request.attempt, len(request.output)
+        gone: set[str] = set()
         try:
             for segment in request.slip:
-                run = await self._recall(request, segment.worker_id, index)
-                if request.ended or request.attempt != attempt:
+                has_it = await self._recall(request, segment, index)
+                if request.ended or request.attempt != attempt or not request.slip or len(request.output) > index:
                     return
-                if run is not None:
-                    request.asking = False
-                    self._on_run(run, segment.worker_id, segment.incarnation)
-                if len(request.output) > index or request.ended:
-                    return
+                if has_it is False:
+                    gone.add(segment.worker_id)
         finally:
             request.asking = False
-        if request.stash:
+            request.heard_s = self._runtime.now()
+        holder = request.holder()
+        needed = {s.worker_id for s in request.slip} if request.stash else {holder.worker_id} if holder else set()
+        if needed <= gone:
             self._void(request)
             self._lost(request, Unavailable("tokens were lost"))
 
-    async def _recall(self, request: Request, worker_id: str, index: int) -> Run | None:
+    async def _recall(self, request: Request, segment: Segment, index: int) -> bool | None:
+        """Take what this worker has from `index` on. False when it has nothing of it, None when it cannot say."""
+        if not self.fleet.knows(segment.worker_id, segment.incarnation):
+            return False
         ask = Resend(gateway_id=self.gateway_id, request_id=request.request_id, attempt=request.attempt, index=index)
+        to = RESEND.at(worker_id=segment.worker_id)
         try:
-            reply = await self._bus.request(
-                RESEND.at(worker_id=worker_id), ask, (ResendReply,), self._config.resend_timeout_s
-            )
+            reply = await self._bus.request(to, ask, (ResendReply,), self._config.resend_timeout_s)
         except (BusError, RequestError):
             return None
-        return reply.run
+        if reply.run is None:
+            return False
+        self._on_run(reply.run, segment.worker_id, segment.incarnation)
+        return bool(reply.run.tokens) or reply.run.end is None
 
     def _again(self, request: Request, avoid: str) -> None:
         """The work was not taken: to the queue again, elsewhere if possible."""
@@ -377,15 +397,14 @@ class Gateway:
         dead = self.fleet.heard(state, self._runtime.now())
         if dead is not None:
             self._worker_lost(state.worker_id, dead)
-        if self.fleet.batches(state) > self._batches.get(state.incarnation, 0):
-            self._missed_batch(state)
+        if self.fleet.batch_overdue(state.worker_id):
+            self._missed_batch(state.worker_id, state.incarnation)
         self._soon()
 
-    def _missed_batch(self, state: WorkerState) -> None:
+    def _missed_batch(self, worker_id: str, incarnation: str) -> None:
         """The worker sent more than came: ask for every request that it holds."""
-        self._batches[state.incarnation] = self.fleet.batches(state)
         for request in list(self._requests.values()):
-            if request.knows(state.worker_id, state.incarnation):
+            if request.knows(worker_id, incarnation):
                 self._ask_again(request)
 
     def _worker_lost(self, worker_id: str, incarnation: str) -> None:
@@ -397,6 +416,8 @@ class Gateway:
 
     def _on_peer(self, delivery: Delivery[GatewayState]) -> None:
         self._peers[delivery.message.gateway_id] = self._runtime.now() + delivery.message.lease_s
+        if delivery.message.incarnation == self.incarnation:
+            self._echo_s = self._runtime.now()
 
     # --- ends ---------------------------------------------------------------------------------------------------
 
@@ -459,13 +480,17 @@ class Gateway:
     def _look_around(self) -> None:
         now_s = self._runtime.now()
         self._peers = {peer: until_s for peer, until_s in self._peers.items() if until_s > now_s}
-        # While the broker is away everybody is silent; only silence on a live connection means something.
-        listening_s = asyncio.get_running_loop().time() - self._bus.connected_since_s
-        if not self._bus.connected or listening_s < self._config.lease_s:
+        if not self._bus.connected:
             return
-        for known in self.fleet.lapsed(now_s):
-            self._log.warning("worker_lost", worker_id=known.state.worker_id)
-            self._worker_lost(known.state.worker_id, known.state.incarnation)
+        # Others' silence counts up to our own last heartbeat that came back: then the broker, and we, were awake.
+        # Whoever lost the connection as we did gets a lease to come back.
+        if self._runtime.loop_time(self._echo_s) - self._bus.connected_since_s > self._config.lease_s:
+            for known in self.fleet.lapsed(self._echo_s):
+                self._log.warning("worker_lost", worker_id=known.state.worker_id)
+                self._worker_lost(known.state.worker_id, known.state.incarnation)
+        for request in list(self._requests.values()):
+            if request.doubtful(now_s, self._config.lease_s):
+                self._ask_again(request)
 
     async def _count(self) -> None:
         while True:
