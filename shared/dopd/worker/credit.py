@@ -8,10 +8,11 @@ from dopd_proto.telemetry import Grant
 
 @dataclass(slots=True)
 class Account:
-    """One gateway incarnation as this worker knows it."""
+    """One gateway incarnation as this worker knows it; `sent_s` is when it sent its newest state."""
 
     incarnation: str
     expires_s: float
+    sent_s: float = 0.0
     received: int = 0
     batches: int = 0
     limit: int = 0

@@ -80,6 +80,7 @@ class Worker:
         self._outbox = Outbox(bus, worker_id, self.incarnation, self._accounts)
         self._pulse = Pulse(config.slow_s, config.stall_s)
         self._phase: Phase = "starting"
+        self._echo_s = 0.0
         self._missed = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._subscriptions: list[Subscription] = []
@@ -96,6 +97,7 @@ class Worker:
         await self._engine.start(self._on_output)
         self._subscriptions = [
             await bus.subscribe(GATEWAY_STATE.at(), self._on_gateway),
+            await bus.subscribe(WORKER_STATE.at(worker_id=me), self._on_echo),
             await bus.subscribe(ROLE_CHANGE.at(worker_id=me), self._on_role_change),
             await bus.subscribe(ABORT.at(worker_id=me), self._on_abort),
             await bus.serve(RESEND.at(worker_id=me), self._on_resend),
@@ -172,7 +174,11 @@ class Worker:
         reason = role.refusal(self.role, kind, work.segment.epoch, work.any_role)
         if reason:
             return reason, f"the role is {self.role.role}"
-        self._meet(work.gateway_id, work.gateway_incarnation, self._config.lease_s)
+        account = self._accounts.get(work.gateway_id)
+        if account is None:
+            self._meet(work.gateway_id, work.gateway_incarnation, self._config.lease_s, sent_s=0.0)
+        elif account.incarnation != work.gateway_incarnation:
+            return "stale", "the gateway has been started anew"  # its own word counts, not that of a late hand-over
         return "", ""
 
     def _reply(self, reason: Any, message: str = "") -> WorkReply:
@@ -181,8 +187,8 @@ class Worker:
 
     def _on_abort(self, delivery: Delivery[Abort]) -> None:
         abort = delivery.message
-        self._void.pop(abort.request_id, None)
-        self._void[abort.request_id] = Void(abort.attempt, self._expiry_s())
+        before = self._void.pop(abort.request_id, None)
+        self._void[abort.request_id] = Void(max(abort.attempt, before.attempt if before else 0), self._expiry_s())
         for held in [h for h in self._held.values() if h.work.request_id == abort.request_id]:
             if held.work.attempt <= abort.attempt:
                 self._engine.abort(held.job_id)
@@ -210,6 +216,7 @@ class Worker:
         self._settle()
 
     def _take(self, held: Held, output: JobOutput) -> None:
+        held.started = held.started or output.cached is not None
         held.made += output.tokens
         held.times_s += output.times_s
         missed = self._missed_tokens(held, output)
@@ -315,18 +322,18 @@ class Worker:
 
     def _on_gateway(self, delivery: Delivery[GatewayState]) -> None:
         state = delivery.message
-        self._meet(state.gateway_id, state.incarnation, state.lease_s)
+        self._meet(state.gateway_id, state.incarnation, state.lease_s, state.sent_s)
 
-    def _meet(self, gateway_id: str, incarnation: str, lease_s: float) -> None:
+    def _meet(self, gateway_id: str, incarnation: str, lease_s: float, sent_s: float) -> None:
         account = self._accounts.get(gateway_id)
         expires_s = self._runtime.now() + lease_s
-        if account is None or account.incarnation != incarnation:
+        if account is not None and account.incarnation == incarnation:
+            account.expires_s, account.sent_s = max(account.expires_s, expires_s), max(account.sent_s, sent_s)
+        elif account is None or account.sent_s <= sent_s:  # else late words of an earlier life
             if account is not None:
                 self._abandon(gateway_id)
-            self._accounts[gateway_id] = Account(incarnation, expires_s)
+            self._accounts[gateway_id] = Account(incarnation, expires_s, sent_s)
             self._say()
-        else:
-            account.expires_s = max(account.expires_s, expires_s)
 
     def _abandon(self, gateway_id: str) -> None:
         """A gateway has gone: nobody waits for what is done for it."""
@@ -345,16 +352,21 @@ class Worker:
 
     def _look_around(self) -> None:
         now_s = self._runtime.now()
-        # While the broker is away everybody is silent; only silence on a live connection means something.
-        listening_s = asyncio.get_running_loop().time() - self._bus.connected_since_s
-        if self._bus.connected and listening_s > self._config.lease_s:
-            for gateway_id in [g for g, account in self._accounts.items() if account.expires_s < now_s]:
+        # Others' silence counts up to our own last state that came back: then the broker, and we, were awake.
+        # Whoever lost the connection as we did gets a lease to come back.
+        listened_s = self._runtime.loop_time(self._echo_s) - self._bus.connected_since_s
+        if self._bus.connected and listened_s > self._config.lease_s:
+            for gateway_id in [g for g, account in self._accounts.items() if account.expires_s < self._echo_s]:
                 self._abandon(gateway_id)
         # Both are in the order of their times, so only what has expired is looked at.
         while self._ended and next(iter(self._ended.values())).expires_s < now_s:
             self._ended.pop(next(iter(self._ended)))
         while self._void and next(iter(self._void.values())).expires_s < now_s:
             self._void.pop(next(iter(self._void)))
+
+    def _on_echo(self, delivery: Delivery[WorkerState]) -> None:
+        if delivery.message.incarnation == self.incarnation:
+            self._echo_s = self._runtime.now()
 
     def _say(self) -> None:
         """Publish the state."""

@@ -75,7 +75,7 @@ def run_again(held: Held, index: int, end: RunEnd | None) -> Run:
         tokens=pack_tokens(tokens),
         times_s=tuple(times),
         end=end,
-        started=True,
+        started=held.started,
     )
 
 

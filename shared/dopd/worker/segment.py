@@ -20,6 +20,7 @@ class Held:
     index: int
     made: list[int] = field(default_factory=list)
     times_s: list[float] = field(default_factory=list)
+    started: bool = False
     giving_back: bool = False
 
     @property
