@@ -13,7 +13,7 @@ import msgspec
 from dopd.bus import Bus, Delivery, Subscription
 from dopd.cluster import ClusterView, WorkerView
 from dopd.config import PlannerConfig
-from dopd.errors import BadRequest, Conflict, DeadlineExceeded, LedgerLost, RequestError
+from dopd.errors import BadRequest, Conflict, DeadlineExceeded, LedgerLost, Unavailable
 from dopd.ledger import Lease, Ledger
 from dopd.obs.log import get_logger
 from dopd.policy.base import ForecastView, Plan, Planner
@@ -62,6 +62,7 @@ class RatioPlanner:
         self._outcomes: list[dict[str, Any]] = []
         self._lease: Lease | None = None
         self._sequence = 0
+        self._since_s = self._round_s = float("-inf")
         self._subscriptions: list[Subscription] = []
         self._serving: Subscription | None = None
         self._round: asyncio.Task[None] | None = None
@@ -103,6 +104,9 @@ class RatioPlanner:
 
     def _on_state(self, delivery: Delivery[WorkerState]) -> None:
         state = delivery.message
+        known = self._states.get(state.worker_id)
+        if known is not None and state.sent_s < known[0].sent_s:
+            return  # overtaken by a newer one, or late words of an earlier life
         self._states[state.worker_id] = (state, self._runtime.now())
         wish = self._wishes.get(state.worker_id)
         if wish is not None and core.accepting(wish, state):
@@ -143,16 +147,28 @@ class RatioPlanner:
         await self._lead(await self._ledger.acquire("planner", self.planner_id, self._config.lease_s))
         if self._lease is None:
             return
-        states = self._live()
+        if self._listened():
+            await self._compare(self._live())
+        for wish in self._wishes.values():
+            self._command(wish)
+        await self._record_outcomes()
+
+    def _listened(self) -> bool:
+        """Whether silence means something: after a start, a reconnect or a freeze all get a lease to be heard."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._round_s > self._config.lease_s:
+            self._since_s = now_s
+        self._round_s = now_s
+        return self._bus.connected and now_s - max(self._since_s, self._bus.connected_since_s) > self._config.lease_s
+
+    async def _compare(self, states: Mapping[str, WorkerState]) -> None:
+        """Give up wishes that cannot come true, and decide what differs from what is wanted."""
         self._expire(states)
         wanted = self._wanted(states)
         for worker_id, role in sorted(wanted.items()):
             due = states[worker_id].role != role and worker_id not in self._wishes
             if due and not core.refusal(states, self._leaving(), worker_id, role):
                 await self._decide(states[worker_id], role, "overlap", "plan")
-        for wish in self._wishes.values():
-            self._command(wish)
-        await self._record_outcomes()
 
     async def _lead(self, lease: Lease | None) -> None:
         """Begin or end to lead. Only the leader answers people."""
@@ -208,7 +224,8 @@ class RatioPlanner:
 
     async def _decide(self, state: WorkerState, role: Role, drain: DrainMode, why: str) -> Wish:
         """Record a change, then wish and command it."""
-        assert self._lease is not None
+        if self._lease is None:
+            raise LedgerLost("the lease has lapsed")
         now_s = self._runtime.now()
         self._sequence += 1
         wish = Wish(
@@ -249,7 +266,9 @@ class RatioPlanner:
         try:
             return await self._roles(request)
         except LedgerLost as error:
-            raise RequestError(f"the ledger does not answer, roles are held: {error}") from error
+            raise Unavailable(f"the ledger does not answer, roles are held: {error}") from error
+        except Conflict as error:
+            raise Unavailable(f"another planner leads by now: {error}") from error
 
     async def _roles(self, request: RolesRequest) -> RolesReply:
         worker_id = request.worker_id
