@@ -97,7 +97,10 @@ class WaitingView:
 
 @dataclass(frozen=True, slots=True)
 class StepView:
-    """The engine just before a step: what runs, and what waits in arrival order."""
+    """The engine just before a step: what runs, and what waits in arrival order.
+
+    `context_tokens` is the context of the decodes, `prefill_context_tokens` what of the prefills is computed already.
+    """
 
     decodes: int
     context_tokens: int
@@ -106,15 +109,16 @@ class StepView:
     waiting: Sequence[WaitingView]
     max_tokens: int
     max_running: int
+    prefill_context_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class StepLimit:
-    """What the step may do. `gate` "closed" admits no new request; None means the engine's own limit."""
+    """What the step may do. `gate` "closed" admits no new request, "batch" one batch; None: the engine's own limit."""
 
     max_tokens: int | None = None
     max_running: int | None = None
-    gate: Literal["open", "closed"] = "open"
+    gate: Literal["open", "batch", "closed"] = "open"
 
 
 class StepBudget(Protocol):

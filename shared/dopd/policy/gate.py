@@ -29,7 +29,7 @@ def admissible(step: StepView, limit: StepLimit) -> list[str]:
         admitted += [member.job_id for member in batch]
         room -= len(batch)
         prefills += len(batch)
-        if first.exclusive:
+        if first.exclusive or limit.gate == "batch":
             break
     return admitted
 

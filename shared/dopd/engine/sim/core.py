@@ -23,7 +23,10 @@ RETRY_S = 0.05
 
 @dataclass(slots=True, eq=False)
 class Seq:
-    """A job in the engine. `tokens` is input and output; KV exists for the first `computed` of them."""
+    """A job in the engine. `tokens` is input and output; KV exists for the first `computed` of them.
+
+    `admitted` by the gate, which is asked once: what then lacks tokens or memory, or starts over, only waits for those.
+    """
 
     job: Job
     tokens: "array[int]"
@@ -42,6 +45,7 @@ class Seq:
     cached: Cached | None = None
     times_s: list[float] = field(default_factory=list)
     unstored: list[bytes] = field(default_factory=list)
+    admitted: bool = False
     active: bool = False
 
     @property
@@ -106,7 +110,8 @@ class SimCore:
     def begin_step(self, now_s: float) -> float | None:
         """Plan the next step; its duration in seconds, None when there is nothing to compute."""
         limit = self._limit(now_s)
-        budget = min(limit.max_tokens or self.profile.max_step_tokens, self.profile.max_step_tokens)
+        most = self.profile.max_step_tokens
+        budget = most if limit.max_tokens is None else min(limit.max_tokens, most)
         self._plan = []
         budget -= self._plan_running(budget)
         if self.waiting and budget > 0:
@@ -149,7 +154,9 @@ class SimCore:
 
     def _admit(self, limit: StepLimit, budget: int, now_s: float) -> None:
         allowed = set(admissible(self._view(now_s), limit))
-        for seq in [seq for seq in self.waiting if seq.job.job_id in allowed]:
+        for seq in self.waiting:
+            seq.admitted = seq.admitted or seq.job.job_id in allowed
+        for seq in [seq for seq in self.waiting if seq.admitted]:
             if budget <= 0 or not self._start(seq):
                 return
             self.waiting.remove(seq)
@@ -302,14 +309,16 @@ class SimCore:
 
     def _view(self, now_s: float) -> StepView:
         decoding = [seq for seq in self.running if seq.decoding]
+        prefilling = [seq for seq in self.running if not seq.decoding] + [seq for seq in self.waiting if seq.admitted]
         return StepView(
             decodes=len(decoding),
             context_tokens=sum(seq.length for seq in decoding),
-            prefills=len(self.running) - len(decoding),
-            exclusive_running=any(_exclusive(seq) and not seq.decoding for seq in self.running),
-            waiting=[self._waiting(seq, now_s) for seq in self.waiting],
+            prefills=len(prefilling),
+            exclusive_running=any(_exclusive(seq) for seq in prefilling),
+            waiting=[self._waiting(seq, now_s) for seq in self.waiting if not seq.admitted],
             max_tokens=self.profile.max_step_tokens,
             max_running=self.profile.max_running,
+            prefill_context_tokens=sum(seq.computed for seq in prefilling),
         )
 
     def _waiting(self, seq: Seq, now_s: float) -> WaitingView:

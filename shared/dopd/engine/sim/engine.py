@@ -142,7 +142,7 @@ class SimEngine:
         self._step = None if duration_s is None else (start_s, start_s + duration_s)
         if self._step is not None:
             self._sleep()
-        elif self._core.waiting:
+        elif self._core.waiting or self._core.running:
             self._wake_at(self._core.retry_at(start_s))
 
     def _sleep(self) -> None:

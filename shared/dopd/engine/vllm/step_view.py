@@ -70,4 +70,5 @@ def step_view(
         waiting=waiting,
         max_tokens=max_tokens,
         max_running=max_running,
+        prefill_context_tokens=sum(request.num_computed_tokens for request in prefilling),
     )
