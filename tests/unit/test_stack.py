@@ -49,6 +49,20 @@ async def test_engine_sim_of_make_is_obeyed_where_the_config_leaves_it_open() ->
     assert resolve.resolve(asked, Console(), False, {"ENGINE": "sim"}).engine.kind == "vllm"
 
 
+@pytest.mark.parametrize(
+    ("variable", "words"),
+    [("DOPD__POLICY__NAME", "'foo' is unknown"), ("DOPD__ENGINE__PROFILE", "unknown profile 'foo'")],
+)
+async def test_unknown_names_are_told_before_anything_starts(variable: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        resolve.resolve(config(**{variable: "foo"}), Console(), True, {})
+
+
+async def test_a_model_folder_that_is_not_there_is_told_before_anything_starts() -> None:
+    with pytest.raises(ConfigError, match="there is no folder /no/model"):
+        resolve.resolve(config(DOPD__ENGINE__KIND="vllm"), Console(), False, {"MODEL": "/no/model"})
+
+
 async def test_a_gateway_port_that_is_taken_is_an_error_with_its_variable(taken: int) -> None:
     with pytest.raises(ConfigError, match=f"port {taken} is taken on 127.0.0.1; .* set DOPD__GATEWAY__PORT"):
         resolve.resolve(config(DOPD__GATEWAY__PORT=str(taken)), Console(), True, {})

@@ -18,8 +18,10 @@ from dopd.supervisor.console import Console
 from dopd.supervisor.guarding import Guard
 from dopd.supervisor.spec import CANNOT_START, STARTS_TRIED, STEADY_S, Spec, StartFailed, backoff_s, ended_how
 from dopd.supervisor.state import StateDir, shown
+from dopd.supervisor.tail import tail
 
 POLL_S, KILLED_S = 0.05, 2.0
+STARTING_GRACE_S = 1.0  # what is still starting has no work in hand
 
 
 class Child:
@@ -31,9 +33,12 @@ class Child:
         self._process: Process | None = None
         self._stop = asyncio.Event()
         self._was_ready = False
+        self._log_begin = 0
         self._announcing: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._first_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # Of several that fail together only one is awaited to its end.
+        self._first_ready.add_done_callback(lambda ready: ready.cancelled() or ready.exception())
 
     async def start(self) -> None:
         """Start, and wait until it is ready for the first time. Raises StartFailed with the end of its log."""
@@ -57,9 +62,11 @@ class Child:
         if self._process is not None and self._process.returncode is None:
             with suppress(ProcessLookupError):
                 self._process.terminate()
-            await asyncio.wait({self._task}, timeout=self.spec.grace_s)
+            grace_s = self.spec.grace_s if self._was_ready else min(STARTING_GRACE_S, self.spec.grace_s)
+            await asyncio.wait({self._task}, timeout=grace_s)
             if not self._task.done():
-                self._console.event(self.spec.name, f"did not stop in {self.spec.grace_s:.0f} s: killed", "bad")
+                if self._was_ready:
+                    self._console.event(self.spec.name, f"did not stop in {grace_s:.0f} s: killed", "bad")
                 self.kill()
                 await asyncio.wait({self._task}, timeout=KILLED_S)
         self._task.cancel()
@@ -114,6 +121,7 @@ class Child:
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(ENV_PREFIX)}
         env = {**inherited, **self.spec.env, PARENT_VARIABLE: str(os.getpid())}
         with self._state.log_file(self.spec.name).open("ab") as log:
+            self._log_begin = log.tell()
             return await asyncio.create_subprocess_exec(
                 *self.spec.argv,
                 stdin=DEVNULL,
@@ -150,7 +158,5 @@ class Child:
         return shown(self._state.logs / f"{self.spec.name}.log")
 
     def _failed(self, what: str) -> StartFailed:
-        lines = self._log.read_text(errors="replace").splitlines()[-15:] if self._log.exists() else []
-        return StartFailed(
-            "\n".join([f"{self.spec.name} {what}. The end of {self._log}:", *(f"  | {x}" for x in lines)])
-        )
+        lines = [f"  | {line}" for line in tail(self._log, self._log_begin)]
+        return StartFailed("\n".join([f"{self.spec.name} {what}. The end of {self._log}:", *lines]))

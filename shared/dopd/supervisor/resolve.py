@@ -12,6 +12,9 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from dopd.config import Config
+from dopd.errors import ConfigError
+from dopd.perf.profile import named
+from dopd.policy import policy_named
 from dopd.supervisor import ports
 from dopd.supervisor.cards import cards_for, memory_share
 from dopd.supervisor.console import Console
@@ -22,11 +25,16 @@ NATS_PORT, LMCACHE_PORT = 4222, 5655
 def resolve(config: Config, console: Console, demo: bool, env: Mapping[str, str] = os.environ) -> Config:
     """Fill in what is left open. Raises ConfigError when the HTTP port is taken."""
     gateway = config.gateway
+    policy_named(config.policy.name)  # wrong names are told before anything starts
     ports.require(gateway.host, gateway.port, "gateway.port")
     gateway = replace(gateway, port=ports.this_or_free(gateway.host, gateway.port))
     engine = replace(config.engine, kind=_kind(config.engine.kind, demo, env))
     if env.get("MODEL"):
         engine = replace(engine, model=env["MODEL"])
+    if engine.kind == "sim":
+        named(engine.profile)
+    elif engine.model.startswith(("/", ".", "~")) and not Path(engine.model).is_dir():
+        raise ConfigError("MODEL", "engine.model", f"there is no folder {engine.model}; give one, or a hub id")
     if engine.kind == "vllm" and engine.lmcache_port == 0:
         engine = replace(engine, lmcache_port=ports.this_or_free(engine.lmcache_host, LMCACHE_PORT))
     cluster = replace(config.cluster, state_dir=str(Path(config.cluster.state_dir).absolute()))
