@@ -19,6 +19,7 @@ _NO_GRANT = Grant(gateway_id="", gateway_incarnation="", received=0, limit=0)
 class Known:
     """One worker. `sent` counts work ever placed on this incarnation, `open` that of which no fate is known yet.
 
+    `open_prefill_tokens` are those of open work, `new_prefill_tokens` of accepted work that no state shows yet.
     `batches` is the number of its newest token batch that came, `due` how many its state before the last one counted.
     """
 
@@ -30,6 +31,7 @@ class Known:
     due: int = 0
     usable: bool = True
     open_prefill_tokens: int = 0
+    new_prefill_tokens: int = 0
 
     def serving(self) -> bool:
         return self.usable and self.state.phase == "serving"
@@ -55,6 +57,8 @@ class Fleet:
         if grant.batches < known.due:
             known.batches = 0  # it had given us up, and counts anew
         known.state, known.heard_s, known.usable = state, now_s, True
+        if known.sent - grant.received <= known.open:
+            known.new_prefill_tokens = 0
         if not known.open:
             # Nothing under way: the worker's count is the truth, whatever was lost or came late before.
             known.sent = grant.received
@@ -117,7 +121,9 @@ class Fleet:
         if known is not None and known.state.incarnation == incarnation:
             known.open = max(0, known.open - 1)
             known.open_prefill_tokens = max(0, known.open_prefill_tokens - prefill_tokens)
-            if not received:
+            if received:
+                known.new_prefill_tokens += prefill_tokens
+            else:
                 known.sent -= 1
 
     # --- views --------------------------------------------------------------------------------------------------
@@ -137,9 +143,9 @@ class Fleet:
             serving=known.serving(),
             credit=self.credit(known),
             running=state.running,
-            waiting=state.waiting + known.open,
+            waiting=state.waiting + max(0, known.sent - self._grant(state).received),
             decoding=state.decoding,
-            queued_prefill_tokens=state.queued_prefill_tokens + known.open_prefill_tokens,
+            queued_prefill_tokens=state.queued_prefill_tokens + known.open_prefill_tokens + known.new_prefill_tokens,
             context_tokens=state.context_tokens,
             kv_used_tokens=state.kv_used_tokens,
             kv_total_tokens=state.kv_total_tokens,

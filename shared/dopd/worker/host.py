@@ -86,6 +86,7 @@ class Worker:
         self._subscriptions: list[Subscription] = []
         self._log = get_logger().bind(worker_id=worker_id)
         self._emptied = asyncio.Event()
+        self._emptied.set()
         self.failed = asyncio.Event()
 
     # --- life ---------------------------------------------------------------------------------------------------
@@ -126,7 +127,6 @@ class Worker:
 
     async def _idle(self) -> None:
         while self._held:
-            self._emptied.clear()
             await self._emptied.wait()
 
     def crash(self) -> None:
@@ -153,6 +153,7 @@ class Worker:
             try:
                 held = segment.hold(work)
                 self._held[job_id] = held
+                self._emptied.clear()
                 self._engine.submit(segment.job_of(held))
             except (BadRequest, ValueError, OverflowError) as error:
                 self._held.pop(job_id, None)
@@ -310,13 +311,15 @@ class Worker:
             self._engine.abort(job_id)
 
     def _settle(self) -> None:
-        if not self._held:
-            self._emptied.set()
         before = self.role
         self.role = role.settle(before, {held.kind for held in self._held.values()}, self._runtime.now())
         if self.role is not before:
             self._log.info("role_drained", role=self.role.role, epoch=self.role.epoch)
-            self._say()
+        idle = not self._held and not self._emptied.is_set()
+        if idle:
+            self._emptied.set()
+        if idle or self.role is not before:
+            self._say()  # a worker without work must not wait for its next heartbeat to get some
 
     # --- who is there -------------------------------------------------------------------------------------------
 
