@@ -70,7 +70,7 @@ class Running:
         """Remember all that runs now, children of children too; returns the processes by name."""
         named = dict(self.state.processes())
         for pid in [process.pid for process in named.values()]:
-            for member in _session_of(pid):
+            for member in _members_of(pid):
                 self._seen[member] = Process(member, started(member))
         return named
 
@@ -101,7 +101,7 @@ class Running:
             Process(pid, started(pid)).send(signal.SIGKILL)
 
 
-def _session_of(leader: int) -> list[int]:
+def _members_of(leader: int) -> list[int]:
     members = []
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:

@@ -1,7 +1,7 @@
 """One child process: started, watched until ready, restarted when it ends unasked, stopped within a limit.
 
-Consumes a `Spec`; produces a `Child`. Each child leads a session of its own, so Ctrl-C in the terminal reaches the
-supervisor alone, and a process group, so that its own children can be ended with it.
+Consumes a `Spec`; produces a `Child`. Each child is cut off from the terminal, so that Ctrl-C reaches the supervisor
+alone, and leads a process group, so that its own children can be ended with it.
 """
 
 import asyncio

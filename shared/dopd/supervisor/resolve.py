@@ -25,7 +25,7 @@ NATS_PORT, LMCACHE_PORT = 4222, 5655
 def resolve(config: Config, console: Console, demo: bool, env: Mapping[str, str] = os.environ) -> Config:
     """Fill in what is left open. Raises ConfigError when the HTTP port is taken."""
     gateway = config.gateway
-    policy_named(config.policy.name)  # wrong names are told before anything starts
+    policy_named(config.policy.name, config.policy.params)  # wrong names are told before anything starts
     ports.require(gateway.host, gateway.port, "gateway.port")
     gateway = replace(gateway, port=ports.this_or_free(gateway.host, gateway.port))
     engine = replace(config.engine, kind=_kind(config.engine.kind, demo, env))

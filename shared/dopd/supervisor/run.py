@@ -88,6 +88,9 @@ def supervise(state: StateDir, work: Work, afterwards: Callable[[], None] = lamb
     The exit code: 0 asked to stop, 1 something did not start, 2 it cannot be run so. Raises AlreadyRunning.
     """
     state.claim()
+    if hasattr(os, "pidfd_open"):
+        # The default watches each child in a thread; forking beside threads is what preexec_fn warns of.
+        asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
     try:
         return asyncio.run(_supervised(state, work))
     finally:

@@ -6,6 +6,7 @@ stdout, and exit code 0 (stopped as asked), 1 (could not start) or 2 (cannot run
 
 import argparse
 import asyncio
+import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -103,13 +104,19 @@ def _planner_answers(bus: NatsBus) -> Probe:
 async def _welcome(config: Config, state: StateDir, console: Console) -> None:
     """What a person needs next: where it is, and a line to try."""
     url = stack.gateway_url(config)
+    dopd = _typed()
     model = await served_model(url)
     body = msgspec.json.encode({"model": model, "prompt": "Once upon a time", "max_tokens": 16}).decode()
     console.line(f"\nReady after {console.elapsed_s:.1f} s: {url}, the OpenAI API", "bold")
     console.line(f"\n  curl {url}/v1/completions -H 'Content-Type: application/json' -d '{body}'\n")
-    console.line("  dopd roles     who does what; `dopd roles set w1 decode` changes it")
-    console.line(f"  {shown(state.logs)}/    what each process writes")
-    console.line("  Ctrl-C stops everything\n")
+    console.line(f"  {dopd} roles                 who does what")
+    console.line(f"  {dopd} roles set w1 decode   change it")
+    console.line(f"  {shown(state.logs)}/ has what each process writes. Ctrl-C stops everything.\n")
+
+
+def _typed() -> str:
+    """How a person types the command: by its name where that is found."""
+    return "dopd" if shutil.which("dopd") else str(shown(Path(sys.executable).with_name("dopd")))
 
 
 async def served_model(url: str) -> str:
