@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from dopd.runtime.lifeline import PARENT_VARIABLE
 from dopd.supervisor.state import Process, StateDir, started
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +40,7 @@ class Running:
             stderr=subprocess.STDOUT,
             text=True,
             cwd=ROOT,
-            env={**os.environ, **(env or {})},
+            env={**os.environ, **(env or {}), PARENT_VARIABLE: str(os.getpid())},
             start_new_session=True,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)

@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import Any
 
 from dopd.errors import ConfigError, DopdError
+from dopd.runtime.lifeline import hold_to_parent
 from dopd.supervisor.console import Console
 from dopd.supervisor.guarding import Guard
 from dopd.supervisor.processes import Child
@@ -87,6 +88,7 @@ def supervise(state: StateDir, work: Work, afterwards: Callable[[], None] = lamb
 
     The exit code: 0 asked to stop, 1 something did not start, 2 it cannot be run so. Raises AlreadyRunning.
     """
+    hold_to_parent()  # a test that is killed must not leave a cluster behind
     state.claim()
     if hasattr(os, "pidfd_open"):
         # The default watches each child in a thread; forking beside threads is what preexec_fn warns of.
