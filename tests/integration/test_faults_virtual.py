@@ -331,7 +331,7 @@ def test_a_planner_that_crashes_comes_back_with_a_higher_epoch_and_the_same_pins
     async def crash(house: House) -> None:
         assert not await house.set_role("w1", "decode", "overlap")
         before = house.cluster.workers["w1"].role.epoch
-        await house.cluster.planner._store_pins({"w1": "decode"})
+        await house.cluster.planner._pin("w1", "decode")
         house.cluster.kill_planner("planner")
         planner = await house.cluster.add_planner("planner")
         await asyncio.sleep(house.cluster.config.planner.lease_s + 1.0)
@@ -340,6 +340,23 @@ def test_a_planner_that_crashes_comes_back_with_a_higher_epoch_and_the_same_pins
         assert house.cluster.workers["w1"].role.epoch >> 32 > before >> 32
 
     run_house(crash, seed)
+
+
+@pytest.mark.parametrize("lost_answer", [False, True])
+def test_wishes_of_several_people_at_once_are_all_carried_out(lost_answer: bool) -> None:
+    """`lost_answer`: a pin was written, and the ledger's word that it was did not come back."""
+
+    async def wish(house: House) -> None:
+        if lost_answer:
+            pins, _ = house.cluster.ledger.keys.get("pins", (msgspec.msgpack.encode({}), 0))
+            house.cluster.ledger.keys["pins"] = (pins, 77)
+        house.cluster.ledger.delay_s = 0.02
+        wishes = [house.set_role(w, role, "overlap") for w, role in (("w1", "decode"), ("w3", "prefill"))]  # type: ignore[arg-type]
+        assert await asyncio.gather(*wishes) == ["", ""]
+        assert house.cluster.planner._pins == {}
+        house.cluster.ledger.delay_s = 0.0
+
+    run_house(wish, 0)
 
 
 @pytest.mark.parametrize("seed", FEW)

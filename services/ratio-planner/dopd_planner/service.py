@@ -57,6 +57,7 @@ class RatioPlanner:
         self._forecast: ForecastView | None = None
         self._pins: dict[str, Role] = {}
         self._pins_revision = 0
+        self._pinning = asyncio.Lock()
         self._wishes: dict[str, Wish] = {}
         self._draining: dict[str, Wish] = {}
         self._outcomes: list[dict[str, Any]] = []
@@ -279,10 +280,7 @@ class RatioPlanner:
             raise BadRequest(f"there is no worker {worker_id!r}", "worker_id")
         if request.action == "set":
             return await self._set(request, state)
-        pins = {w: role for w, role in self._pins.items() if w != worker_id}
-        if request.action == "pin":
-            pins[worker_id] = state.role
-        await self._store_pins(pins)
+        await self._pin(worker_id, state.role if request.action == "pin" else None)
         return self._table()
 
     async def _set(self, request: RolesRequest, state: WorkerState) -> RolesReply:
@@ -292,7 +290,7 @@ class RatioPlanner:
         reason = core.refusal(self._live(), leaving, request.worker_id, request.role)
         if reason:
             raise Refused(reason, "role")
-        await self._store_pins({**self._pins, request.worker_id: request.role})
+        await self._pin(request.worker_id, request.role)
         if state.role == request.role and request.worker_id not in self._wishes:
             return self._table(0.0, 0.0)
         wish = await self._decide(state, request.role, request.drain, "person")
@@ -331,6 +329,19 @@ class RatioPlanner:
         if found is not None:
             self._pins, self._pins_revision = msgspec.msgpack.decode(found[0], type=dict[str, Role]), found[1]
 
-    async def _store_pins(self, pins: dict[str, Role]) -> None:
+    async def _pin(self, worker_id: str, role: Role | None) -> None:
+        """Pin or unpin, one after the other: each write needs the revision of the one before."""
+        async with self._pinning:
+            try:
+                await self._store_pin(worker_id, role)
+            except Conflict:
+                # A write of ours whose answer was lost. Had somebody else written, the next round would end our lead.
+                await self._load_pins()
+                await self._store_pin(worker_id, role)
+
+    async def _store_pin(self, worker_id: str, role: Role | None) -> None:
+        pins = {w: pinned for w, pinned in self._pins.items() if w != worker_id}
+        if role is not None:
+            pins[worker_id] = role
         self._pins_revision = await self._ledger.put(PINS, msgspec.msgpack.encode(pins), self._pins_revision)
         self._pins = pins
