@@ -75,10 +75,15 @@ def refusal(states: Mapping[str, WorkerState], leaving: Mapping[str, Role], work
 def repair(
     states: Mapping[str, WorkerState], pinned: Mapping[str, Role], leaving: Mapping[str, Role]
 ) -> dict[str, Role]:
-    """A change that gives an empty pool a worker again, taken from a pool that can spare one."""
+    """A change that gives an empty pool a worker again, taken from a pool that can spare one.
+
+    A pool with a worker that is starting is not empty: it will serve without any change.
+    """
     serving = {w: s for w, s in states.items() if s.phase == "serving" and w not in leaving}
+    coming = [s for s in states.values() if s.phase == "starting"]
     for pool in POOLS:
-        covered = any(s.role in (pool, "mixed") for s in serving.values()) or pool in leaving.values()
+        present = [*serving.values(), *coming]
+        covered = any(s.role in (pool, "mixed") for s in present) or pool in leaving.values()
         spare = [w for w, s in sorted(serving.items()) if s.role != pool and w not in pinned]
         if not covered and len(spare) > 1:
             return {min(spare, key=lambda w: (serving[w].running + serving[w].waiting, w)): pool}
