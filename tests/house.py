@@ -17,6 +17,7 @@ from dopd.config import ClusterConfig, Config, EngineConfig, GatewayConfig, Plan
 from dopd.engine.sim.tokens import draw, prefix_state
 from dopd.errors import RequestError
 from dopd.perf.profile import Profile, named
+from dopd.runtime.clock import Runtime
 from dopd.runtime.virtual import VirtualRuntime, run_virtual
 from dopd.slo import Slo
 from dopd.worker.host import Worker
@@ -85,16 +86,22 @@ class Answer:
 class House:
     """The cluster, its clients, and the ways to break it."""
 
-    def __init__(self, seed: int, config: Config = CONFIG, together: bool = False, latency_s: float = 2e-4) -> None:
+    def __init__(
+        self,
+        seed: int,
+        config: Config = CONFIG,
+        together: bool = False,
+        latency_s: float = 2e-4,
+        runtime: Runtime | None = None,
+    ) -> None:
         self.rng = random.Random(f"house/{seed}")
-        self.runtime = VirtualRuntime(seed)
+        self.runtime = runtime or VirtualRuntime(seed)
         self.cluster = LocalCluster(
             self.runtime, config, profile=small_profile(), together=together, latency_s=latency_s
         )
         self.answers: list[Answer] = []
         self.tasks: dict[asyncio.Task[None], Answer] = {}
         self.problems: list[str] = []
-        self.log: list[tuple[Any, ...]] = []
 
     # --- load ---------------------------------------------------------------------------------------------------
 
@@ -248,10 +255,6 @@ class House:
     def kv_misses(self) -> int:
         return sum(worker._missed for worker in self.cluster.workers.values())
 
-    def attempts(self) -> int:
-        """Attempts beyond the first are counted by whoever wraps `_place`; see `count_attempts`."""
-        return sum(1 for entry in self.log if entry[0] == "place" and entry[3] > 1)
-
 
 Scenario = Callable[[House], Awaitable[object]]
 
@@ -268,10 +271,20 @@ def run_house(
     errors_allowed: bool = False,
     pools_kept: bool = True,
 ) -> House:
-    """The scenario beside a load, until all is answered and all has settled. Raises AssertionError with what is wrong."""
+    """The scenario beside a load, until all is answered and has settled. Raises AssertionError with what is wrong."""
     house = House(seed, config, together)
     run_virtual(_run(house, scenario, requests, rate, gateways, errors_allowed, pools_kept))
     assert not house.problems, f"seed {seed}: {house.problems[:8]}"
+    return house
+
+
+def run_real(
+    scenario: Scenario, runtime: Runtime, *, requests: int = 30, rate: float = 25.0, config: Config = CONFIG
+) -> House:
+    """The same in real time."""
+    house = House(0, config, runtime=runtime)
+    asyncio.run(_run(house, scenario, requests, rate, 1, errors_allowed=False, pools_kept=True))
+    assert not house.problems, house.problems[:8]
     return house
 
 

@@ -1,4 +1,4 @@
-"""Seeded fault runs of a whole cluster in virtual time: whatever breaks, every request ends once, and nothing is left."""
+"""Seeded fault runs of a whole cluster in virtual time: whatever breaks, a request ends once, and nothing is left."""
 
 import asyncio
 import random
@@ -181,7 +181,7 @@ def test_the_last_batch_of_tokens_may_be_lost(seed: int) -> None:
 
 
 def test_a_lost_batch_with_the_end_of_one_request_is_noticed_when_others_go_on() -> None:
-    """The end of a short request is lost, and batches of long ones follow: the hole is in the numbers of the batches."""
+    """Batches of long ones follow the lost end of a short one: the hole is in the numbers of the batches."""
     lost: list[float] = []
 
     async def lose(house: House) -> None:
