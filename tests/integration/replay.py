@@ -28,7 +28,7 @@ def replay(seed: int, together: bool) -> Log:
         await _listen(house, log)
         for gateway in house.cluster.gateways.values():
             _note_dispatches(gateway, log)
-        await asyncio.gather(house.flips(5), _leave(house), _crash(house))
+        await asyncio.gather(house.flips(5), _leave(house), _crash(house), _stall(house))
 
     house = run_house(scenario, seed, requests=24, together=together, pools_kept=False, gateways=2)
     for answer in house.answers:
@@ -52,6 +52,11 @@ async def _crash(house: House) -> None:
     role = house.cluster.workers[victim].role.role
     house.cluster.kill_worker(victim)
     await house.restart(victim, role, house.rng.uniform(0.1, 5.0))
+
+
+async def _stall(house: House) -> None:
+    await asyncio.sleep(house.rng.uniform(0.2, 1.2))
+    house.cluster.engines[house.rng.choice(sorted(house.cluster.workers))].stall(0.7)
 
 
 async def _listen(house: House, log: Log) -> None:

@@ -149,9 +149,14 @@ class SimEngine:
         """Wake at the end of the step, or when the first step that matters ends if steps are advanced together."""
         assert self._step is not None
         start_s, end_s = self._step
-        quiet = self._core.stable_steps() if self._together else 0
+        quiet = self._quiet_steps()
         # Decode steps only get longer as contexts grow, so this is never late.
         self._wake_at(end_s + quiet * (end_s - start_s) * (1 - 1e-9) if quiet else end_s)
+
+    def _quiet_steps(self) -> int:
+        """How many steps from the one under way on may be advanced in one go; none into a stall."""
+        stalls_next = self._step is not None and self._step[0] < self._stall_until_s
+        return self._core.stable_steps() if self._together and not stalls_next else 0
 
     def _wake_at(self, when_s: float) -> None:
         if self._timer is not None:
@@ -168,7 +173,7 @@ class SimEngine:
         """End every step that is over by now, and begin the next."""
         now_s = self._runtime.now()
         while self._step is not None and self._step[1] <= now_s:
-            quiet = self._core.stable_steps() if self._together else 0
+            quiet = self._quiet_steps()
             if quiet:
                 self._step = self._core.advance(*self._step, now_s, quiet)
                 self._sleep()
