@@ -12,9 +12,10 @@ from dopd.errors import BadRequest, ConfigError
 from dopd.policy.base import BudgetSpec
 from dopd_proto.request import Sampling
 from tests.contract.engine_suite import CHECKS
-from tests.engine_rig import Rig, job, prompt
+from tests.engine_rig import Rig, job, prompt, tag
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+# Engines start in 10 s on idle cores, in minutes beside other tests.
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
 
 END = 2  # the tiny model's end token
 
@@ -56,13 +57,48 @@ async def test_lengths_count_from_the_end_of_the_prompt(a: Rig) -> None:
 
 async def test_the_end_token_ends_a_job_but_not_before_the_minimum_length(a: Rig) -> None:
     tokens = prompt(30)
-    hot = Sampling(max_tokens=1900, temperature=2.0, seed=7)
-    early = await a.one(job(tokens, 1900, sampling=hot))
-    assert (early.end, early.tokens[-1]) == ("stop", END)
-    shortest = len(early.tokens) + 5
-    later = await a.one(job(tokens, 1900, sampling=msgspec.structs.replace(hot, min_tokens=shortest)))
-    assert len(later.tokens) >= shortest
+    # One token in a thousand is the end token: of 16 texts some end soon.
+    hot = [Sampling(max_tokens=300, temperature=2.0, seed=seed) for seed in range(16)]
+    early = await a.run(*(job(tokens, 300, sampling=each) for each in hot))
+    stopped = [(done, each) for done, each in zip(early, hot, strict=True) if done.end == "stop"]
+    assert stopped
+    assert all(done.tokens.index(END) == len(done.tokens) - 1 for done, _ in stopped)
+    done, sampling = min(stopped, key=lambda pair: len(pair[0].tokens))
+    shortest = len(done.tokens) + 5
+    later = await a.one(job(tokens, 300, sampling=msgspec.structs.replace(sampling, min_tokens=shortest)))
     assert END not in later.tokens[: shortest - 1]
+    assert later.tokens[: len(done.tokens) - 1] == done.tokens[:-1]
+
+
+async def test_a_lower_priority_number_goes_first(a: Rig) -> None:
+    await a.engine.set_budget(BudgetSpec("tests.budgets:AtMost", {"running": 1}))
+    try:
+        first, later, urgent = job(prompt(20), 60), job(prompt(20), 5, priority=1), job(prompt(20), 5, priority=-1)
+        a.submit(first)
+        await a.started(first)
+        done = await a.run(later, urgent)
+        assert done[1].times_s[-1] < done[0].times_s[0]
+    finally:
+        await a.engine.set_budget(None)
+
+
+async def test_a_batch_may_have_members_of_any_priority_behind_many_others(a: Rig) -> None:
+    batch = tag(3)
+    members = [job(prompt(20), 3, batch=batch, priority=priority) for priority in (0, 0, 9)]
+    crowd = [job(prompt(20), 20, batch=tag(1)) for _ in range(60)]
+    a.submit(members[0], *crowd, *members[1:])
+    for each in (*members, *crowd):
+        assert (await a.finished(each)).end == "length"
+
+
+async def test_a_listener_with_a_bug_does_not_end_the_engine(a: Rig) -> None:
+    listen = a.engine._on_output  # type: ignore[attr-defined]
+    a.engine._on_output = lambda outputs: 1 / 0  # type: ignore[attr-defined]
+    a.submit(job(prompt(20), 1))
+    await asyncio.sleep(0.3)
+    a.engine._on_output = listen  # type: ignore[attr-defined]
+    assert a.engine.load().waiting == 0
+    assert (await a.one(job(prompt(20), 1))).end == "length"
 
 
 async def test_a_frozen_engine_makes_no_steps_and_goes_on_when_it_thaws(a: Rig) -> None:

@@ -15,7 +15,8 @@ from dopd.engine.contract import Cached, JobOutput
 from dopd.engine.vllm.store import LmcacheStore
 from tests.engine_rig import Rig, job, prompt, tag
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+# Engines start in 10 s on idle cores, in minutes beside other tests.
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
 
 CHUNK = 32
 NEW = 24

@@ -15,7 +15,8 @@ from dopd.errors import EngineError
 from dopd.runtime.clock import RealRuntime
 from tests.engine_rig import Rig, job, prompt
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+# Engines start in 10 s on idle cores, in minutes beside other tests.
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
 
 ORPHANS = """
 import asyncio, sys
@@ -43,9 +44,15 @@ def alive(pid: int) -> bool:
         return False
 
 
+def unlink_shared_memory(name: str) -> None:
+    """What a killed store leaves: only the next store of the same name could know of it."""
+    for segment in Path("/dev/shm").glob(f"*{name}"):
+        segment.unlink()
+
+
 async def gone(*pids: int) -> None:
     async with asyncio.timeout(5):
-        while any(map(alive, pids)):
+        while any(map(alive, pids)):  # noqa: ASYNC110  # other processes set no events
             await asyncio.sleep(0.05)
 
 
@@ -72,6 +79,19 @@ async def test_a_killed_engine_core_fails_its_jobs_and_an_engine_stops_without_l
     await gone(child)
 
 
+async def test_a_frozen_engine_can_be_stopped_and_ends_its_jobs(model: Path) -> None:
+    rig = Rig(VllmEngine(VllmSettings(model=str(model)), RealRuntime()))
+    await rig.engine.start(rig.on_output)
+    [child] = rig.engine.child_pids  # type: ignore[attr-defined]
+    os.kill(child, signal.SIGSTOP)
+    stuck = job(prompt(20), 5)
+    rig.submit(stuck)
+    async with asyncio.timeout(15):
+        await rig.engine.stop()
+    assert [output.end for output in rig.outputs[stuck.job_id]] == ["aborted"]
+    await gone(child)
+
+
 async def test_nobody_outlives_a_killed_front(model: Path, tmp_path: Path) -> None:
     script = tmp_path / "orphans.py"
     script.write_text(ORPHANS)
@@ -88,8 +108,7 @@ async def test_nobody_outlives_a_killed_front(model: Path, tmp_path: Path) -> No
         front.kill()
         await front.wait()
     await gone(*pids)
-    for segment in Path("/dev/shm").glob(f"*{line[0]}"):
-        segment.unlink()
+    unlink_shared_memory(line[0])
 
 
 async def test_an_engine_that_cannot_start_says_why(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """`VllmEngine`: the `Engine` contract on vLLM, with KV shared through LMCache.
 
-Consumes jobs; produces their outputs, one call of `on_output` per engine step. vLLM is imported when the engine starts,
-after the environment that it must find was prepared. Only greedy fp32 output is promised to be equal across engines.
+Consumes jobs (lower `priority` first); produces their outputs, one call of `on_output` per engine step. vLLM is
+imported when the engine starts, after the environment that it must find was prepared. Only greedy fp32 output is
+promised to be equal across engines.
 
 What is delivered when: tokens with the step that made them, stamped on arrival here; `Cached` with the first output,
 exact, from vLLM's own count of local and external tokens; an abort at once, the KV being freed at the next step.
@@ -11,19 +12,22 @@ import asyncio
 import contextlib
 import itertools
 import os
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
 
 import structlog
 
 from dopd.engine.contract import EngineLoad, Job, JobOutput, OnOutput, StepRecord
 from dopd.engine.vllm import environment
 from dopd.engine.vllm.jobs import Jobs
+from dopd.engine.vllm.seen import Seen
 from dopd.engine.vllm.settings import VllmSettings
 from dopd.errors import ConfigError, EngineError
 from dopd.policy.base import BudgetSpec
 from dopd.runtime.clock import Runtime
+
+if TYPE_CHECKING:
+    from dopd.engine.vllm.core import Core
 
 log = structlog.get_logger(__name__)
 
@@ -36,15 +40,14 @@ class VllmEngine:
         self.max_model_len = settings.max_model_len or 0
         self.chunk_tokens = settings.chunk_tokens
         self.kv_domain = settings.kv_domain
-        self.store_losses = 0
         self._settings = settings
         self._runtime = runtime
         self._jobs = Jobs(settings.chunk_tokens)
-        self._seen = EngineLoad(alive=False)
-        self._computed_tokens = 0
+        self._seen = Seen()
+        self._started_core: Core | None = None
         self._on_output: OnOutput | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._commands: asyncio.Queue[Any] = asyncio.Queue()
+        self._commands: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
         self._aborted: list[JobOutput] = []
         # LMCache keeps sessions by request id: an id must be unique among all engines of a store.
         self._tries = (f"{os.urandom(4).hex()}{number}" for number in itertools.count())
@@ -56,16 +59,14 @@ class VllmEngine:
         from dopd.engine.vllm.core import Core
         from dopd.engine.vllm.model_facts import facts_of
 
-        self._core = Core(self._settings)
+        core = self._started_core = Core(self._settings)
         try:
-            config = await self._core.start()
+            config = await core.start()
         except Exception as error:
             raise EngineError(f"vLLM did not start: {error}") from error
         self._facts = facts_of(config, self._settings)
         self.max_model_len = self._facts.max_model_len
-        self._seen = EngineLoad(
-            kv_total_tokens=self._facts.kv_total_tokens, store_total_tokens=self._facts.store_total_tokens
-        )
+        self._seen.started(self._facts.kv_total_tokens, self._facts.store_total_tokens)
         self._on_output = on_output
         self._tasks = [asyncio.create_task(loop()) for loop in (self._read, self._send, self._watch)]
 
@@ -74,30 +75,44 @@ class VllmEngine:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._flush_aborted()
         self._emit(self._jobs.end_all("aborted"))
         self._on_output = None
-        self._seen = replace(self._seen, alive=False)
-        if tasks:
-            await self._core.stop()
+        self._seen.ended()
+        core, self._started_core = self._started_core, None
+        if core is not None:
+            await core.stop()
 
     @property
     def child_pids(self) -> list[int]:
         """EngineCore's process."""
         return self._core.pids
 
+    @property
+    def store_losses(self) -> int:
+        """How often the store failed us: each costs a recompute."""
+        return self._seen.store_losses
+
+    @property
+    def _core(self) -> "Core":
+        if self._started_core is None:
+            raise EngineError("the engine is not running")
+        return self._started_core
+
     # --- jobs -------------------------------------------------------------------------------------------------------
 
     def submit(self, job: Job) -> None:
         from dopd.engine.vllm.sampling import check, engine_request
 
+        core = self._core
         check(job, self._facts.vocabulary, min(self.max_model_len, self._facts.kv_total_tokens))
         if job.job_id in self._jobs.by_job:
             raise EngineError(f"job {job.job_id} is already here")
         request_id = f"{job.job_id}#{next(self._tries)}"
         request = engine_request(job, request_id, self._facts.vocabulary)
         self._jobs.add(job, request_id)
-        if self._seen.alive:
-            self._commands.put_nowait(lambda: self._core.add(request))
+        if self._seen.load.alive:
+            self._commands.put_nowait(lambda: core.add(request))
         else:
             asyncio.get_running_loop().call_soon(self._die, "the engine is dead")
 
@@ -105,7 +120,8 @@ class VllmEngine:
         running = self._jobs.remove(job_id)
         if running is None:
             return
-        self._commands.put_nowait(lambda: self._core.abort([running.request_id]))
+        core = self._core
+        self._commands.put_nowait(lambda: core.abort([running.request_id]))
         if not self._aborted:
             asyncio.get_running_loop().call_soon(self._flush_aborted)
         self._aborted.append(JobOutput(job_id, end="aborted"))
@@ -115,8 +131,13 @@ class VllmEngine:
         self._emit(aborted)
 
     def _emit(self, outputs: Sequence[JobOutput]) -> None:
-        if outputs and self._on_output is not None:
+        if not outputs or self._on_output is None:
+            return
+        try:
             self._on_output(outputs)
+        except Exception:
+            # The listener's bug; the other jobs of the engine go on.
+            log.exception("on_output_failed", jobs=len(outputs))
 
     # --- policy and load --------------------------------------------------------------------------------------------
 
@@ -128,12 +149,11 @@ class VllmEngine:
             raise ConfigError("[policy]", target or "none", f"the engine refused the budget: {error}") from error
 
     async def take_records(self) -> list[StepRecord]:
-        return [
-            StepRecord(step, tokens, decodes) for step, tokens, decodes in await self._core.call("dopd_take_records")
-        ]
+        taken = await self._core.call("dopd_take_records")
+        return [StepRecord(step, tokens, decodes) for step, tokens, decodes in taken]
 
     def load(self) -> EngineLoad:
-        return self._jobs.load(self._seen, self._computed_tokens)
+        return self._jobs.load(self._seen.load, self._seen.computed_tokens)
 
     # --- the line to EngineCore -------------------------------------------------------------------------------------
 
@@ -142,9 +162,9 @@ class VllmEngine:
             while True:
                 step = await self._core.next_step()
                 if step.scheduler_stats is not None:
-                    self._see(step.scheduler_stats)
+                    self._seen.step(step.scheduler_stats)
                 now_s = self._runtime.now()
-                outputs = (self._jobs.output(made, now_s) for made in step.outputs)
+                outputs = [self._jobs.output(made, now_s) for made in step.outputs]
                 self._emit([output for output in outputs if output is not None])
         except Exception as error:
             self._die(f"{type(error).__name__}: {error}")
@@ -163,28 +183,10 @@ class VllmEngine:
         while True:
             await asyncio.sleep(self._settings.heartbeat_s / 2)
             with contextlib.suppress(Exception):
-                self._see_store(await self._core.call("dopd_load"))
-
-    def _see(self, stats: Any) -> None:
-        extra = (stats.kv_connector_stats or {}).get("dopd", {})
-        self._computed_tokens = extra.get("computed_tokens", 0)
-        self._see_store(extra)
-        self._seen = replace(
-            self._seen,
-            steps=max(self._seen.steps, stats.step_counter),
-            running=stats.num_running_reqs,
-            kv_used_tokens=round(stats.kv_cache_usage * self._seen.kv_total_tokens),
-        )
-
-    def _see_store(self, extra: dict[str, Any]) -> None:
-        store_ok = extra.get("store_ok", True)
-        self.store_losses = extra.get("losses", 0)
-        if store_ok != self._seen.store_ok:
-            log.warning("kv_store_changed", ok=store_ok, losses=self.store_losses)
-            self._seen = replace(self._seen, store_ok=store_ok)
+                self._seen.store(await self._core.call("dopd_load"))
 
     def _die(self, why: str) -> None:
-        if self._seen.alive:
+        if self._seen.load.alive:
             log.error("engine_died", reason=why)
-            self._seen = replace(self._seen, alive=False)
+            self._seen.ended()
         self._emit(self._jobs.end_all("failed", why))

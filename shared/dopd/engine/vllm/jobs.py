@@ -70,8 +70,8 @@ class Jobs:
         """vLLM counts the two origins apart, and sends them with the first output."""
         if stats is None:
             return None
-        # Nobody has KV of a token that was made last. The store has whole chunks, and at least one token is computed, else
-        # there would be no output.
+        # Nobody has KV of a token that was made last. The store has whole chunks, and at least one token is computed,
+        # else there would be no output.
         known = len(job.tokens) - (len(job.tokens) > job.prompt_tokens)
         whole = min(known // self.chunk_tokens * self.chunk_tokens, len(job.tokens) - 1)
         local = stats.num_local_cached_tokens

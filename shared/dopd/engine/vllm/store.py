@@ -112,6 +112,8 @@ class LmcacheStore:
                 stdout=log,
                 stderr=log,
                 preexec_fn=partial(die_with, os.getpid()),
+                # Ctrl-C is for us: the engines still use the store while they end.
+                start_new_session=True,
             )
         try:
             async with asyncio.timeout(self.settings.start_timeout_s):
