@@ -6,7 +6,7 @@ attempt; everything else is late and ignored.
 
 from dataclasses import dataclass, field
 
-from dopd.policy.base import Placement, RequestView
+from dopd.policy.base import RequestView
 from dopd_gateway.stream import Inbound, Piece
 from dopd_proto.base import pack_tokens, unpack_tokens
 from dopd_proto.request import BatchTag, DecodeWork, PrefillWork, Run, RunEnd, Segment
@@ -37,7 +37,7 @@ class Request:
     placed_tokens: int = 0
     heard_s: float = 0.0
     avoid: frozenset[str] = frozenset()
-    stash: dict[int, tuple[Run, str, str]] = field(default_factory=dict)
+    stash: list[tuple[Run, str, str]] = field(default_factory=list)
     asking: bool = False
     missed_tokens: int = 0
     ended: bool = False
@@ -75,7 +75,7 @@ def take(request: Request, run: Run, worker_id: str, incarnation: str) -> Taken:
     """Take the new tokens of a run; what was seen before is dropped, what is too early is kept for later."""
     have = len(request.output)
     if run.index > have:
-        request.stash[run.index] = (run, worker_id, incarnation)
+        request.stash.append((run, worker_id, incarnation))
         return Taken(gap=True)
     place = next((i for i, s in enumerate(request.slip) if s.worker_id == worker_id), request.stage)
     if place > request.stage:
@@ -97,8 +97,9 @@ def take(request: Request, run: Run, worker_id: str, incarnation: str) -> Taken:
 
 def due(request: Request) -> tuple[Run, str, str] | None:
     """The next run of those that came too early, once what was missing before it is there."""
-    first = min(request.stash, default=None)
-    return request.stash.pop(first) if first is not None and first <= len(request.output) else None
+    have = len(request.output)
+    ready = next((place for place, (run, _, _) in enumerate(request.stash) if run.index <= have), None)
+    return None if ready is None else request.stash.pop(ready)
 
 
 def stored_tokens(request: Request, end: RunEnd) -> int:
@@ -133,7 +134,7 @@ def view(request: Request) -> RequestView:
 
 
 def work_of(
-    request: Request, placement: Placement, gateway: tuple[str, str], batch: BatchTag | None, any_role: bool
+    request: Request, gateway: tuple[str, str], batch: BatchTag | None, any_role: bool
 ) -> PrefillWork | DecodeWork:
     """The message for the first segment of the present slip; `gateway` is (id, incarnation)."""
     common = {
@@ -151,6 +152,6 @@ def work_of(
         "any_role": any_role,
         "kv_tokens": request.kv_tokens,
     }
-    if placement.segments[0].stop is None:
+    if request.slip[0].stop is None:
         return DecodeWork(**common)  # type: ignore[arg-type]
     return PrefillWork(**common, then=request.slip[1] if len(request.slip) > 1 else None)  # type: ignore[arg-type]

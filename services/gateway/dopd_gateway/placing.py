@@ -10,7 +10,10 @@ from dopd_proto.request import BatchTag, Segment
 
 
 def slip_of(placement: Placement, cluster: ClusterView) -> tuple[Segment, ...] | None:
-    """The bound segments; a second one that the policy left open is left out. None when a worker is not known."""
+    """The bound segments. None when a worker is not known.
+
+    A second one that the policy left open is left out; two on one worker are one.
+    """
     by_id = {worker.worker_id: worker for worker in cluster.workers}
     slip: list[Segment] = []
     for plan in placement.segments:
@@ -19,6 +22,8 @@ def slip_of(placement: Placement, cluster: ClusterView) -> tuple[Segment, ...] |
         worker = by_id.get(plan.worker_id)
         if worker is None:
             return None
+        if slip and slip[-1].worker_id == plan.worker_id:
+            slip.pop()
         kind: Role = "prefill" if plan.stop is not None else "decode"
         slip.append(Segment(
             worker_id=worker.worker_id, incarnation=worker.incarnation, epoch=worker.epoch, role=kind, stop=plan.stop,

@@ -12,7 +12,7 @@ from dopd.cluster import ClusterView
 from dopd.config import GatewayConfig
 from dopd.errors import BadRequest, BusError, DeadlineExceeded, PayloadTooLarge, RequestError, Unavailable, error_from
 from dopd.obs.log import get_logger
-from dopd.policy.base import Dispatch, Placement, Policy
+from dopd.policy.base import Dispatch, Policy
 from dopd.runtime.clock import Runtime
 from dopd_gateway import core, placing
 from dopd_gateway.core import Request
@@ -203,7 +203,7 @@ class Gateway:
             if request.unfetched:
                 known = self.fleet.workers.get(request.slip[0].worker_id)
                 domain = known.state.kv_domain if known else ""
-                unfetched[domain] = unfetched.get(domain, 0) + request.total_tokens
+                unfetched[domain] = unfetched.get(domain, 0) + (request.slip[0].stop or 0)
         room = placing.kv_room(
             self.fleet.store_tokens(), self._config.kv_budget_share, unfetched, len(self._peers) or 1
         )
@@ -222,18 +222,11 @@ class Gateway:
                 self._log.error("dispatch_invalid", request_id=placement.request_id)
                 continue
             del self._waiting[request.request_id]
-            self._place(request, placement, slip, tags.get(placement.request_id), cluster)
+            self._place(request, slip, tags.get(placement.request_id), cluster)
 
-    def _place(
-        self,
-        request: Request,
-        placement: Placement,
-        slip: tuple[Segment, ...],
-        tag: BatchTag | None,
-        cluster: ClusterView,
-    ) -> None:
+    def _place(self, request: Request, slip: tuple[Segment, ...], tag: BatchTag | None, cluster: ClusterView) -> None:
         request.attempt += 1
-        request.slip, request.stage, request.stash = slip, 0, {}
+        request.slip, request.stage, request.stash = slip, 0, []
         request.placed_tokens, request.heard_s = request.total_tokens, self._runtime.now()
         request.unfetched = len(slip) > 1
         request.unsettled = {}
@@ -242,7 +235,7 @@ class Gateway:
             request.unsettled[segment.worker_id] = tokens
             self.fleet.placed(segment.worker_id, tokens)
         any_role = placing.out_of_role(slip, cluster)
-        work = core.work_of(request, placement, (self.gateway_id, self.incarnation), tag, any_role)
+        work = core.work_of(request, (self.gateway_id, self.incarnation), tag, any_role)
         self._spawn(self._send(request, work))
 
     async def _send(self, request: Request, work: Work) -> None:
