@@ -45,7 +45,7 @@ class LocalCluster:
     async def start(self) -> None:
         """Start everything and wait until the first gateway knows every worker."""
         config = self.config
-        self.policy = self.policy or policy_named(config.policy.name)
+        self.policy = self.policy or policy_named(config.policy.name, config.policy.params)
         self.profile = self.profile or named(config.engine.profile)
         self.broker = MemoryBroker(latency_s=self.latency_s, check_payload=not self.together)
         self.store = LocalStore(config.engine.sim_store_tokens, self.profile.chunk_tokens)

@@ -31,7 +31,7 @@ async def serve(ctx: ServiceContext) -> None:
     """Run until asked to stop."""
     config = ctx.config
     words = vocabulary(config.engine)
-    policy = policy_named(config.policy.name)
+    policy = policy_named(config.policy.name, config.policy.params)
     gateway = Gateway(ctx.args.gateway_id, policy, ctx.bus, ctx.runtime, config.gateway, served_name(config.engine))
     slo = Slo(config.slo.ttft_s, config.slo.tpot_s)
     api = TextGateway(gateway, words, ctx.runtime, slo, config.gateway.timeout_s)

@@ -11,7 +11,7 @@ async def serve(ctx: ServiceContext) -> None:
     """Run until asked to stop."""
     config = ctx.config
     ledger = await JetStreamLedger.open(config.cluster.broker_url, ctx.runtime, name="ratio-planner-ledger")
-    make = policy_named(config.policy.name).planner
+    make = policy_named(config.policy.name, config.policy.params).planner
     planner = RatioPlanner(
         "planner", ctx.bus, ledger, ctx.runtime, config.planner,
         Slo(config.slo.ttft_s, config.slo.tpot_s), make() if make is not None else None,

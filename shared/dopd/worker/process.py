@@ -31,7 +31,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 async def _serve(first_role: Role, ctx: ServiceContext) -> None:
     config = ctx.config
-    policy = policy_named(config.policy.name)
+    policy = policy_named(config.policy.name, config.policy.params)
     engine = make_engine(config.engine, ctx)
     role: Role = "mixed" if policy.first_roles == "mixed" else first_role
     worker = Worker(
