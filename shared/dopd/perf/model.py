@@ -3,9 +3,7 @@
 from dopd.perf.profile import Profile
 
 
-def step_s(
-    profile: Profile, prefill_tokens: int, prefill_square: int, decodes: int, context_tokens: int
-) -> float:
+def step_s(profile: Profile, prefill_tokens: int, prefill_square: int, decodes: int, context_tokens: int) -> float:
     """Duration of one engine step.
 
     `prefill_tokens` are computed in chunks from position a to b; `prefill_square` is the sum of b^2 - a^2, which makes
