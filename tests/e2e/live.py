@@ -10,15 +10,23 @@ import signal
 from array import array
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from dopd import config as configs
 from dopd.bus.nats_bus import NatsBus
+from dopd.config import Config
 from dopd.engine.sim.tokens import VOCABULARY, draw, prefix_state
+from dopd.errors import DopdError
+from dopd.supervisor import http
 from dopd.supervisor.ports import this_or_free
-from dopd.supervisor.ready import Cluster
+from dopd.supervisor.ready import Cluster, http_ok
+from dopd.supervisor.spec import Probe
+from dopd.supervisor.stack import gateway_url
 from dopd.supervisor.state import Process
 from dopd_proto.base import DrainMode, Role, unpack_tokens
 from dopd_proto.control import RolesReply, RolesRequest
@@ -58,14 +66,10 @@ class Asked:
     tokens: list[int] = field(default_factory=list)
     stamps: list[float] = field(default_factory=list)
     failure: Failure | None = None
+    broken: str = ""
     ends: int = 0
     ended_s: float = 0.0
     done: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def good(self) -> bool:
-        """A finish with every token, each once, in order."""
-        return self.failure is None and self.ends == 1 and not self.wrong()
 
     def wrong(self) -> str:
         """What is wrong; empty when nothing is. A retryable error in time is not wrong."""
@@ -75,6 +79,8 @@ class Asked:
             return f"ended {self.ended_s - self.deadline_s:.1f} s after its deadline"
         if self.truth is not None and self.tokens != self.truth(self.prompt, len(self.tokens)):
             return "its tokens are not those of the model"
+        if self.broken:
+            return ""
         if self.failure is not None:
             return "" if self.failure.retryable else f"failed for good: {self.failure.message}"
         return "" if len(self.tokens) == self.max_tokens else f"{len(self.tokens)} of {self.max_tokens} tokens"
@@ -83,8 +89,9 @@ class Asked:
 class Live:
     """Clients of a running cluster."""
 
-    def __init__(self, up: Running, bus: NatsBus, model: str) -> None:
-        self.up, self.bus, self.model = up, bus, model
+    def __init__(self, up: Running, bus: NatsBus, config: Config) -> None:
+        self.up, self.bus = up, bus
+        self.model, self.url = configs.served_name(config.engine), gateway_url(config)
         self.cluster = Cluster()
         self.asked: list[Asked] = []
         self.rng = random.Random("live")
@@ -102,17 +109,21 @@ class Live:
         self, isl: int, osl: int, *, timeout_s: float = 60.0, stream: bool = True, temperature: float = 0.0
     ) -> Asked:
         """Send one request; `done` is set at its end."""
-        prompt = self.rng.choices(range(3, self.vocabulary), k=isl)
-        asked = Asked(prompt, osl, self.now() + timeout_s, self.truth if temperature == 0.0 else None)
-        self.asked.append(asked)
+        asked = self._asked(isl, osl, timeout_s, temperature)
         request = Generate(
-            model=self.model, prompt=prompt, max_tokens=osl, temperature=temperature, ignore_eos=True,
+            model=self.model, prompt=asked.prompt, max_tokens=osl, temperature=temperature, ignore_eos=True,
             stream=stream, return_tokens=True, timeout_s=timeout_s,
         )  # fmt: skip
         reading = await self.bus.stream(
             GENERATE.at(), request, (Chunk, Completion, Failure), lambda message: self._take(asked, message)
         )
         self._spawn(self._end(asked, reading, timeout_s))
+        return asked
+
+    def _asked(self, isl: int, osl: int, timeout_s: float, temperature: float) -> Asked:
+        prompt = self.rng.choices(range(3, self.vocabulary), k=isl)
+        asked = Asked(prompt, osl, self.now() + timeout_s, self.truth if temperature == 0.0 else None)
+        self.asked.append(asked)
         return asked
 
     def _take(self, asked: Asked, message: Chunk | Completion | Failure) -> None:
@@ -127,6 +138,52 @@ class Live:
         asked.ends += 1
         asked.ended_s = self.now()
         asked.done.set()
+
+    async def ask_http(
+        self,
+        isl: int,
+        osl: int,
+        *,
+        url: str = "",
+        timeout_s: float = 60.0,
+        stream: bool = True,
+        temperature: float = 0.0,
+    ) -> Asked:
+        """The same over HTTP, whose connection does not pass the broker; `url` names a gateway other than the first."""
+        asked = self._asked(isl, osl, timeout_s, temperature)
+        wish = {
+            "model": self.model, "prompt": asked.prompt, "max_tokens": osl, "temperature": temperature,
+            "ignore_eos": True, "stream": stream, "return_token_ids": True, "timeout_s": timeout_s,
+        }  # fmt: skip
+        self._spawn(self._read_http(asked, url or self.url, msgspec.json.encode(wish), timeout_s))
+        return asked
+
+    async def _read_http(self, asked: Asked, url: str, body: bytes, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s + 5.0), http.request(f"{url}/v1/completions", body) as response:
+                async for line in response.lines():
+                    self._take_line(asked, response.status, line.removeprefix(b"data: ").strip())
+            if not asked.ends:
+                asked.broken = "the answer ended in the middle"
+        except (OSError, ValueError, IndexError, EOFError) as error:
+            asked.broken = f"{type(error).__name__}: {error}"
+        asked.ends += bool(asked.broken)
+        asked.ended_s = self.now()
+        asked.done.set()
+
+    def _take_line(self, asked: Asked, status: int, line: bytes) -> None:
+        if not line or line == b"[DONE]":
+            return
+        message = msgspec.json.decode(line)
+        if error := message.get("error"):
+            late = error["code"] in ("unavailable", "deadline_exceeded")
+            asked.failure = Failure(code=error["code"], message=error["message"], status=status, retryable=late)
+            asked.ends += 1
+            return
+        choice = message["choices"][0]
+        asked.tokens += choice["token_ids"]
+        asked.stamps.append(self.now())
+        asked.ends += choice["finish_reason"] is not None
 
     async def _end(self, asked: Asked, reading: object, timeout_s: float) -> None:
         """A client waits a little longer than the deadline, then it gives up."""
@@ -165,8 +222,8 @@ class Live:
                 task.result()
 
     @asynccontextmanager
-    async def open_load(self, rate: float, isl: int, osl: int, **more: object) -> AsyncIterator[None]:
-        """Poisson arrivals; at the end all requests under way are awaited."""
+    async def open_load(self, rate: float, isl: int, osl: int, **more: Any) -> AsyncIterator[None]:
+        """Poisson arrivals over HTTP; at the end all requests under way are awaited."""
         first = len(self.asked)
 
         async def arrivals() -> None:
@@ -175,7 +232,7 @@ class Live:
             while True:
                 next_s += self.rng.expovariate(rate)
                 await asyncio.sleep(next_s - self.now())
-                await self.ask(isl, osl, stream=self.rng.random() < 0.5, **more)  # type: ignore[arg-type]
+                await self.ask_http(isl, osl, stream=self.rng.random() < 0.5, **more)
 
         task = self._spawn(arrivals())
         try:
@@ -190,10 +247,14 @@ class Live:
         """Requests per second in a closed loop."""
         async with self.closed_load(clients, isl, osl):
             await asyncio.sleep(warm_s)
-            before = sum(asked.ends for asked in self.asked)
+            before = self.answered()
             await asyncio.sleep(measured_s)
-            done = sum(asked.ends for asked in self.asked) - before
+            done = self.answered() - before
         return done / measured_s
+
+    def answered(self) -> int:
+        """Requests that have ended."""
+        return sum(asked.ends for asked in self.asked)
 
     def verdict(self) -> list[str]:
         """What is wrong with any request, counted."""
@@ -217,6 +278,27 @@ class Live:
         while not what():
             assert self.now() < end_s, f"not within {limit_s} s: {why}"
             await asyncio.sleep(0.02)
+
+    async def until_ready(self, url: str) -> None:
+        """Until this gateway knows a worker."""
+        await self._until_says(http_ok(f"{url}/ready"))
+
+    async def until_planner(self) -> None:
+        """Until a planner leads."""
+
+        async def leads() -> bool:
+            with suppress(DopdError):
+                return bool(await self.roles("list"))
+            return False
+
+        await self._until_says(leads)
+
+    async def _until_says(self, probe: Probe) -> None:
+        for _ in range(200):
+            if await probe():
+                return
+            await asyncio.sleep(0.1)
+        raise AssertionError("not ready within 20 s")
 
     async def set_role(self, worker_id: str, role: Role, drain: DrainMode, until: str = "accepting") -> RolesReply:
         """As `dopd roles set` does."""
@@ -248,8 +330,11 @@ class Live:
         return self.send(name, signal.SIGSTOP)
 
     @staticmethod
-    def thaw(pid: int) -> None:
-        os.kill(pid, signal.SIGCONT)
+    def signal(pid: int, number: signal.Signals) -> None:
+        os.kill(pid, number)
+
+    def thaw(self, pid: int) -> None:
+        self.signal(pid, signal.SIGCONT)
 
     def log(self, name: str) -> str:
         return (self.up.state.logs / f"{name}.log").read_text(errors="replace")
@@ -271,7 +356,7 @@ async def live(up: Running) -> AsyncIterator[Live]:
     config = configs.load(up.state.config_file, env={})
     bus = await NatsBus.connect(config.cluster.broker_url, name="test")
     try:
-        clients = Live(up, bus, configs.served_name(config.engine))
+        clients = Live(up, bus, config)
         await clients.cluster.follow(bus)
         total = config.cluster.prefill + config.cluster.decode
         await clients.until(lambda: len(clients.cluster.states) == total, 10.0, "all workers speak")

@@ -1,4 +1,4 @@
-"""A run in virtual time is the same bit by bit: whatever the hash seed, and whether steps are advanced together or not."""
+"""A run in virtual time is the same bit by bit: whatever the hash seed, and with steps advanced together or not."""
 
 import os
 import subprocess
