@@ -49,7 +49,7 @@ class VllmEngine:
         self._tasks: list[asyncio.Task[None]] = []
         self._commands: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
         self._aborted: list[JobOutput] = []
-        # LMCache keeps sessions by request id: an id must be unique among all engines of a store.
+        # LMCache keeps state by request id: an id must be unique among all engines of a store.
         self._tries = (f"{os.urandom(4).hex()}{number}" for number in itertools.count())
 
     # --- life -------------------------------------------------------------------------------------------------------
