@@ -2,7 +2,7 @@
 
 from dopd.cluster import ClusterView, WorkerView
 from dopd.policy.base import Dispatch, Placement, SegmentPlan
-from dopd_gateway.placing import batch_tags, domain_of, kv_room, out_of_role, slip_of
+from dopd_gateway.placing import batch_tags, kv_room, out_of_role, slip_of
 from dopd_proto.base import Role
 
 
@@ -69,6 +69,6 @@ def test_the_kv_budget_is_shared_by_gateways_and_used_up_by_what_is_not_fetched(
     assert room["c"] > 1 << 40
 
 
-def test_the_domain_of_an_unknown_worker_is_empty() -> None:
-    assert domain_of("w2", CLUSTER.workers) == "of-w2"
-    assert domain_of("w9", CLUSTER.workers) == ""
+def test_a_prompt_above_the_whole_budget_may_go_while_nothing_is_in_flight() -> None:
+    assert kv_room({"a": 100}, 0.5, {}, 1, longest_tokens=80) == {"a": 80}
+    assert kv_room({"a": 100}, 0.5, {"a": 10}, 1, longest_tokens=80) == {"a": 40}

@@ -3,10 +3,12 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from dopd.cluster import ClusterView, WorkerView
+from dopd.cluster import ClusterView
 from dopd.policy.base import Dispatch, Placement
 from dopd_proto.base import Role
 from dopd_proto.request import BatchTag, Segment
+
+UNBOUNDED = 1 << 60
 
 
 def slip_of(placement: Placement, cluster: ClusterView) -> tuple[Segment, ...] | None:
@@ -54,18 +56,21 @@ def batch_tags(dispatch: Dispatch, batch_id: str) -> dict[str, BatchTag]:
     }
 
 
-def kv_room(store_tokens: dict[str, int], share: float, unfetched: dict[str, int], gateways: int) -> dict[str, int]:
+def kv_room(
+    store_tokens: dict[str, int], share: float, unfetched: dict[str, int], gateways: int, longest_tokens: int = 0
+) -> dict[str, int]:
     """Prompt tokens that may still be prefilled per KV domain before decode workers have fetched what is there.
 
-    Without a known store size there is no bound. Each gateway has an equal part of the budget.
+    Without a known store size there is no bound. Each gateway has an equal part of the budget. While nothing is in
+    flight there is room for the longest waiting prompt (`longest_tokens`), or one above the budget would wait for ever.
     """
-    unbounded = 1 << 60
     return {
-        domain: (int(size * share) // max(1, gateways) - unfetched.get(domain, 0)) if size else unbounded
+        domain: _room(int(size * share) // max(1, gateways), unfetched.get(domain, 0), longest_tokens)
+        if size
+        else UNBOUNDED
         for domain, size in store_tokens.items()
     }
 
 
-def domain_of(worker_id: str, workers: Iterable[WorkerView]) -> str:
-    """The KV domain of a worker, empty when it is not known."""
-    return next((worker.kv_domain for worker in workers if worker.worker_id == worker_id), "")
+def _room(budget: int, in_flight: int, longest: int) -> int:
+    return budget - in_flight if in_flight else max(budget, longest)

@@ -204,8 +204,9 @@ class Gateway:
                 known = self.fleet.workers.get(request.slip[0].worker_id)
                 domain = known.state.kv_domain if known else ""
                 unfetched[domain] = unfetched.get(domain, 0) + (request.slip[0].stop or 0)
+        longest = max((request.total_tokens for request in self._waiting.values()), default=0)
         room = placing.kv_room(
-            self.fleet.store_tokens(), self._config.kv_budget_share, unfetched, len(self._peers) or 1
+            self.fleet.store_tokens(), self._config.kv_budget_share, unfetched, len(self._peers) or 1, longest
         )
         return self.fleet.view(room, {})
 

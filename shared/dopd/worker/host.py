@@ -82,6 +82,7 @@ class Worker:
         self._phase: Phase = "starting"
         self._echo_s = 0.0
         self._missed = 0
+        self._said_held = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._subscriptions: list[Subscription] = []
         self._log = get_logger().bind(worker_id=worker_id)
@@ -318,8 +319,10 @@ class Worker:
         idle = not self._held and not self._emptied.is_set()
         if idle:
             self._emptied.set()
-        if idle or self.role is not before:
-            self._say()  # a worker without work must not wait for its next heartbeat to get some
+        # Neither a worker without work nor gateways with a used-up window wait for the next heartbeat.
+        freed = 2 * (self._said_held - len(self._held)) >= self._capacity()
+        if idle or freed or self.role is not before:
+            self._say()
 
     # --- who is there -------------------------------------------------------------------------------------------
 
@@ -378,13 +381,17 @@ class Worker:
         except BusError as error:
             self._log.warning("state_not_sent", error=str(error))
 
+    def _capacity(self) -> int:
+        """Requests that may be in hand in all, in the present role."""
+        most = self._config.max_requests or self._engine.max_running
+        return min(most, self._config.max_prefills) if self.role.role == "prefill" else most
+
     def state(self) -> WorkerState:
         """This worker now."""
         load, now_s = self._engine.load(), self._runtime.now()
         phase = self._judge(load, now_s)
-        capacity = self._config.max_requests or self._engine.max_running
-        if self.role.role == "prefill":
-            capacity = min(capacity, self._config.max_prefills)
+        capacity = self._capacity()
+        self._said_held = len(self._held)
         reserved = sum(held.most_tokens for held in self._held.values())
         free = credit.free_slots(capacity, len(self._held), reserved, load.kv_total_tokens) if phase == "serving" else 0
         return WorkerState(
