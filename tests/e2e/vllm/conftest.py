@@ -1,4 +1,4 @@
-"""Real engines for the tests of this folder, started once per session: two on one KV store, and one that works alone.
+"""Real engines for the tests of this folder, started once per test run: two on one KV store, and one that works alone.
 
 The lone engine is the reference. It uses the same store program, but under another model name, so that it shares no KV.
 """
@@ -15,6 +15,8 @@ from dopd.engine.vllm.settings import VllmSettings
 from dopd.engine.vllm.store import LmcacheStore, StoreSettings
 from dopd.engine.vllm.tiny_model import ensure_tiny_model
 from dopd.runtime.clock import RealRuntime
+from tests.e2e.live import Live
+from tests.e2e.vllm.live_cluster import real_cluster
 from tests.engine_rig import Rig
 
 session = pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -79,3 +81,9 @@ async def alone(settings: VllmSettings, model: Path) -> AsyncIterator[Rig]:
     rig = await started(replace(settings, model=str(other_name), save_decode_cache=False))
     yield rig
     await rig.engine.stop()
+
+
+@session
+async def clients(model: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Live]:
+    async with real_cluster(model, tmp_path_factory.mktemp("live")) as connected:
+        yield connected

@@ -3,64 +3,21 @@
 What is right is computed afterwards by one engine that works alone and undisturbed.
 """
 
-import asyncio
 import os
-from collections.abc import AsyncIterator
 from itertools import cycle
-from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from dopd_proto.base import DrainMode, Role
-from tests.e2e.live import OTHER, Asked, Live, live
-from tests.e2e.running import Running
-from tests.engine_rig import Rig, job
-from tests.nats_server import server_binary
+from tests.e2e.live import OTHER, Live
+from tests.e2e.vllm.live_cluster import differences
+from tests.engine_rig import Rig
 
 pytestmark = [pytest.mark.nats, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(900)]
 
-START_S = 500.0
-VOCABULARY = 1024
 ISL, OSL, CLIENTS, IN_FLIGHT, LOAD = 300, 200, 28, 5, 0.8
 # 20 changes in each mode by default; a quick look takes fewer.
 CHANGES = int(os.environ.get("REAL_ROLE_CHANGES", "20"))
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def clients(model: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Live]:
-    """One prefill and two decode workers: the least with which a role can change in either direction."""
-    server_binary()
-    folder = tmp_path_factory.mktemp("live")
-    settings = {
-        "DOPD__CLUSTER__STATE_DIR": str(folder),
-        "DOPD__CLUSTER__PREFILL": "1",
-        "DOPD__CLUSTER__DECODE": "2",
-        "DOPD__GATEWAY__PORT": "0",
-        "DOPD__ENGINE__KIND": "vllm",
-        "DOPD__ENGINE__LMCACHE_GB": "0.5",
-        "MODEL": str(model),
-    }
-    with Running(["dopd.cli", "up"], folder, settings) as up:
-        await asyncio.to_thread(up.wait_for, "Ctrl-C stops everything", START_S)
-        async with live(up) as connected:
-            connected.truth, connected.vocabulary = None, VOCABULARY
-            yield connected
-        up.note()
-        up.interrupt()
-        assert await asyncio.to_thread(up.code, 60.0) in (0, 130)
-        assert up.left() == []
-
-
-async def differences(asked: list[Asked], alone: Rig) -> list[str]:
-    """Requests whose tokens are not those of one engine alone."""
-    jobs = [job(each.prompt, each.max_tokens) for each in asked]
-    wrong = []
-    for each, done in zip(asked, await alone.run(*jobs), strict=True):
-        if each.tokens != done.tokens:
-            at = next((i for i, (a, b) in enumerate(zip(each.tokens, done.tokens, strict=False)) if a != b), None)
-            wrong.append(f"{len(each.tokens)} of {len(done.tokens)} tokens, first other one at {at}")
-    return wrong
 
 
 class Flipper:
@@ -108,7 +65,7 @@ async def test_role_changes_under_load_lose_no_request_and_no_token(
     )
     mine = clients.asked[first:]
     assert clients.verdict() == []
-    assert all(each.good for each in mine)
+    assert not clients.failures()
     assert min(flipper.in_flight) >= IN_FLIGHT
     assert await differences(mine, alone) == []
     await clients.idle()
