@@ -93,3 +93,10 @@ def test_nobody_starts_twice_or_beyond_the_room_or_without_the_batch(
     views = {view.job_id: view for view in waiting}
     for batch_id in {views[job_id].batch_id for job_id in admitted} - {""}:
         assert {v.job_id for v in waiting if v.batch_id == batch_id} <= set(admitted)
+
+
+def test_a_batch_that_can_never_fit_starts_in_part_when_nothing_runs() -> None:
+    crowd = [member(name, batch_size=4) for name in "abcd"]
+    assert admissible(step(*crowd, most=3), OPEN) == ["a", "b", "c"]
+    assert admissible(step(*crowd, decodes=1, most=3), OPEN) == []
+    assert admissible(step(*crowd, most=8), StepLimit(max_running=0)) == []

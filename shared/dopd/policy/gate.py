@@ -24,7 +24,9 @@ def admissible(step: StepView, limit: StepLimit) -> list[str]:
         batch = members.pop(first.batch_id, []) if first.batch_id else [first]
         if not batch or not _complete(batch):
             continue
-        if len(batch) > room or (first.exclusive and prefills):
+        if len(batch) > room and step.decodes + prefills == 0:
+            batch = batch[: max(0, room)]  # it will never fit as a whole, and would hold up everybody
+        if not batch or len(batch) > room or (first.exclusive and prefills):
             break  # keep the order: what came later does not overtake a batch that only lacks room
         admitted += [member.job_id for member in batch]
         room -= len(batch)

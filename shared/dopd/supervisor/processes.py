@@ -100,6 +100,7 @@ class Child:
 
     async def _run_once(self) -> int:
         """Start the process, announce its readiness, wait for its end."""
+        self.spec.before()
         try:
             self._process = await self._spawn()
         except OSError as error:  # no such program, no more processes

@@ -26,6 +26,7 @@ class Spec:
     """How to run one process. `ready` is asked again and again until it says so.
 
     Lower `stop_rank` is stopped earlier; equal ones together. `detail` is shown when it is ready.
+    `before` is called ahead of every start, to remove what a killed predecessor left.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Spec:
     stop_rank: int = 1
     grace_s: float = 5.0
     detail: str = ""
+    before: Callable[[], None] = lambda: None
 
 
 def backoff_s(crashes: int) -> float:

@@ -77,6 +77,8 @@ def lmcache(config: Config, state: StateDir) -> Spec:
         env=environment.COMMON,
         ready_timeout_s=90.0,
         stop_rank=STORE_RANK,
+        # LMCache does not start over a segment of the same name.
+        before=state.free_shared_memory,
     )
 
 
