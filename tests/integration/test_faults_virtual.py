@@ -8,10 +8,10 @@ import msgspec
 import pytest
 
 from dopd_proto.base import DrainMode
-from dopd_proto.request import PrefillWork, TokenBatch
+from dopd_proto.request import TokenBatch
 from tests.house import CONFIG, OTHER, House, on, run_house
 
-SEEDS = range(6)
+SEEDS = range(4)
 FEW = range(3)
 DRAINS: tuple[DrainMode, ...] = ("overlap", "migrate", "wait")
 
@@ -412,6 +412,24 @@ def test_without_the_ledger_all_roles_are_held_and_requests_go_on(seed: int) -> 
     run_house(lose, seed)
 
 
+def test_a_planner_that_has_heard_nobody_yet_asks_people_to_try_again() -> None:
+    """To say that there is no such worker would be final, and wrong."""
+
+    async def ask(house: House) -> None:
+        house.cluster.kill_planner("planner")
+        await asyncio.sleep(house.cluster.config.planner.lease_s)
+        house.fault(lambda subject, _: 0.5 if "state.worker" in subject else None)
+        await house.cluster.add_planner("planner")
+        await asyncio.sleep(0.1)
+        assert "Unavailable" in await house.set_role("w1", "decode", "overlap")
+        await asyncio.sleep(1.0)
+        assert not await house.set_role("w1", "decode", "overlap")
+        await asyncio.sleep(house.cluster.config.planner.lease_s)
+        assert "no worker 'w9'" in await house.set_role("w9", "decode", "overlap")
+
+    run_house(ask, 0, requests=5)
+
+
 def test_a_planner_that_has_just_started_does_not_take_silence_for_an_empty_pool() -> None:
     """It hears two decode workers before it hears a prefill worker."""
 
@@ -476,8 +494,3 @@ def test_the_first_work_of_a_crashed_worker_is_done_by_another_within_two_leases
     house = run_house(crash, 3, pools_kept=False)
     slowest = max(answer.ended_s - answer.asked_s for answer in house.answers)
     assert slowest < 2 * CONFIG.worker.lease_s + 5.0
-
-
-def test_prefill_work_is_a_message_of_its_own() -> None:
-    """The faults above pick work by subject."""
-    assert PrefillWork.__struct_config__.tag == "PrefillWork"

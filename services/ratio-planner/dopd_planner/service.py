@@ -145,6 +145,7 @@ class RatioPlanner:
             await asyncio.sleep(self._config.round_s)
 
     async def _one_round(self) -> None:
+        self._note_time()
         await self._lead(await self._ledger.acquire("planner", self.planner_id, self._config.lease_s))
         if self._lease is None:
             return
@@ -154,12 +155,16 @@ class RatioPlanner:
             self._command(wish)
         await self._record_outcomes()
 
-    def _listened(self) -> bool:
-        """Whether silence means something: after a start, a reconnect or a freeze all get a lease to be heard."""
+    def _note_time(self) -> None:
+        """Long without a round: we were frozen, or have just been started."""
         now_s = asyncio.get_running_loop().time()
         if now_s - self._round_s > self._config.lease_s:
             self._since_s = now_s
         self._round_s = now_s
+
+    def _listened(self) -> bool:
+        """Whether silence means something: after a start, a reconnect or a freeze all get a lease to be heard."""
+        now_s = asyncio.get_running_loop().time()
         return self._bus.connected and now_s - max(self._since_s, self._bus.connected_since_s) > self._config.lease_s
 
     async def _compare(self, states: Mapping[str, WorkerState]) -> None:
@@ -276,6 +281,8 @@ class RatioPlanner:
         if request.action == "list":
             return self._table()
         state = self._live().get(worker_id)
+        if state is None and not self._listened():
+            raise Unavailable(f"worker {worker_id!r} has not been heard yet")
         if state is None:
             raise BadRequest(f"there is no worker {worker_id!r}", "worker_id")
         if request.action == "set":
