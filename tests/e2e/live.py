@@ -283,12 +283,12 @@ class Live:
         """Until this gateway knows a worker."""
         await self._until_says(http_ok(f"{url}/ready"))
 
-    async def until_planner(self) -> None:
-        """Until a planner leads."""
+    async def until_planner(self, workers: int) -> None:
+        """Until a planner leads that has heard so many workers."""
 
         async def leads() -> bool:
             with suppress(DopdError):
-                return bool(await self.roles("list"))
+                return len((await self.roles("list")).workers) == workers
             return False
 
         await self._until_says(leads)
