@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from dopd_proto.request import BatchTag, Sampling
-
 from dopd.policy.base import BudgetSpec
+from dopd_proto.request import BatchTag, Sampling
 
 JobEnd = Literal["stop", "length", "aborted", "failed"]
 
@@ -35,11 +34,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Cached:
-    """Where the input's KV came from, in tokens: the engine's own prefix cache, the shared store, the best possible."""
+    """Where the input's KV came from, in tokens: the engine's own prefix cache, and the shared store."""
 
     local_tokens: int = 0
     store_tokens: int = 0
-    expected_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ async def test_prefill_here_and_decode_there_equals_one_engine(a: Rig, b: Rig, a
     rest = await b.one(job(tokens + first.tokens, NEW - 1, prompt_tokens=length))
     assert first.tokens + rest.tokens == expected
     whole = length // CHUNK * CHUNK
-    assert rest.cached == Cached(local_tokens=0, store_tokens=whole, expected_tokens=whole)
+    assert rest.cached == Cached(local_tokens=0, store_tokens=whole)
 
 
 @pytest.mark.parametrize("length", [64, 96])
@@ -50,12 +50,12 @@ async def test_of_a_prompt_in_whole_chunks_one_token_is_computed(a: Rig, b: Rig,
     await a.one(job(tokens, 1))
     done = await b.one(job(tokens, NEW))
     assert done.tokens == await expected_output(alone, tokens)
-    assert done.cached == Cached(local_tokens=0, store_tokens=length - 1, expected_tokens=length - 1)
+    assert done.cached == Cached(local_tokens=0, store_tokens=length - 1)
 
 
 async def test_a_prompt_that_nobody_computed_comes_from_nowhere(b: Rig) -> None:
     done = await b.one(job(prompt(500), 1))
-    assert done.cached == Cached(local_tokens=0, store_tokens=0, expected_tokens=480)
+    assert done.cached == Cached(local_tokens=0, store_tokens=0)
 
 
 async def test_roles_turn_round_with_nothing_restarted(a: Rig, b: Rig, alone: Rig) -> None:
@@ -71,7 +71,7 @@ async def test_own_cache_comes_before_the_store(a: Rig, b: Rig) -> None:
     await b.one(job(tokens[:320], 1))
     await a.one(job(tokens, 1))
     done = await b.one(job(tokens, 1))
-    assert done.cached == Cached(local_tokens=320, store_tokens=319, expected_tokens=319)
+    assert done.cached == Cached(local_tokens=320, store_tokens=319)
 
 
 @pytest.mark.parametrize("cut", [200, 300, 500])
@@ -89,8 +89,6 @@ async def test_a_cut_anywhere_gives_the_output_of_one_engine(a: Rig, b: Rig, alo
     assert made + rest.tokens == expected
     computed = cut // CHUNK * CHUNK
     assert rest.cached.store_tokens == computed
-    # A cut inside the prompt leaves its rest to compute here; that is no loss.
-    assert rest.cached.expected_tokens == max(computed, 300 // CHUNK * CHUNK)
 
 
 @pytest.mark.parametrize("length", [300, 777, 1500])
@@ -142,7 +140,7 @@ async def test_kv_lost_from_the_store_is_computed_anew_and_seen(
     await store.clear()
     done = await b.one(job(tokens, NEW))
     assert done.tokens == await expected_output(alone, tokens)
-    assert done.cached == Cached(local_tokens=0, store_tokens=0, expected_tokens=384)
+    assert done.cached == Cached(local_tokens=0, store_tokens=0)
 
 
 async def test_a_batch_whose_members_fetch_in_different_steps_starts_in_one(a: Rig, b: Rig) -> None:

@@ -42,7 +42,7 @@ class VllmEngine:
         self.kv_domain = settings.kv_domain
         self._settings = settings
         self._runtime = runtime
-        self._jobs = Jobs(settings.chunk_tokens)
+        self._jobs = Jobs()
         self._seen = Seen()
         self._started_core: Core | None = None
         self._on_output: OnOutput | None = None

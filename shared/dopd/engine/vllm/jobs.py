@@ -26,7 +26,6 @@ class Running:
 class Jobs:
     """All jobs that have not ended, by job and by request."""
 
-    chunk_tokens: int
     by_job: dict[str, Running] = field(default_factory=dict)
     by_request: dict[str, Running] = field(default_factory=dict)
 
@@ -62,20 +61,9 @@ class Jobs:
             tokens,
             times_s=(now_s,) * len(tokens),
             end="length" if end == "stop" and not job.emit else end,
-            cached=self._cached(job, made.prefill_stats),
+            cached=cached_of(made.prefill_stats),
             error=f"vLLM ended the request: {made.finish_reason}" if end == "failed" else "",
         )
-
-    def _cached(self, job: Job, stats: Any) -> Cached | None:
-        """vLLM counts the two origins apart, and sends them with the first output."""
-        if stats is None:
-            return None
-        # Nobody has KV of a token that was made last. The store has whole chunks, and at least one token is computed,
-        # else there would be no output.
-        known = len(job.tokens) - (len(job.tokens) > job.prompt_tokens)
-        whole = min(known // self.chunk_tokens * self.chunk_tokens, len(job.tokens) - 1)
-        local = stats.num_local_cached_tokens
-        return Cached(local, stats.num_external_cached_tokens, max(0, whole - local))
 
     def load(self, seen: EngineLoad, computed_tokens: int) -> EngineLoad:
         """`seen` (steps, KV, store: from EngineCore) with the figures of the jobs, which this side knows sooner."""
@@ -95,3 +83,8 @@ class Jobs:
             store_ok=seen.store_ok,
             alive=seen.alive,
         )
+
+
+def cached_of(stats: Any) -> Cached | None:
+    """vLLM counts the two origins apart, and sends them with the first output."""
+    return None if stats is None else Cached(stats.num_local_cached_tokens, stats.num_external_cached_tokens)
