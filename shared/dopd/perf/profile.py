@@ -36,6 +36,7 @@ class Profile:
 
 
 _RDMA = "KV move: H800 8x RoCE, 0.39 ms + bytes / 146 GB/s"
+_COMPOSED = f"kernel times (vLLM 0.19), corrected: prefill 15 ms + 1.3x, decode + 1.1 ms + 24 us/request; {_RDMA}"
 
 PROFILES = {
     profile.name: profile
@@ -54,8 +55,7 @@ PROFILES = {
         ),
         Profile(
             name="h100-llama-70b-fp8-tp2",
-            source="composed kernel times (vLLM 0.19), corrected: prefill 15 ms + 1.3x, decode + 1.1 ms + 24 us/request; "
-            + _RDMA,
+            source=_COMPOSED,
             prefill_fixed_s=15e-3 + 1.3 * 14.078e-3,
             prefill_token_s=1.3 * 62.664e-6,
             prefill_token2_s=1.3 * 1.201e-9,
@@ -67,8 +67,7 @@ PROFILES = {
         ),
         Profile(
             name="a100-qwen2.5-14b-bf16-tp1",
-            source="composed kernel times (vLLM 0.19), corrected: prefill 15 ms + 1.3x, decode + 1.1 ms + 24 us/request; "
-            + _RDMA,
+            source=_COMPOSED,
             prefill_fixed_s=15e-3 + 1.3 * 17.1e-3,
             prefill_token_s=1.3 * 91.6e-6,
             prefill_token2_s=1.3 * 3.39e-9,
