@@ -109,7 +109,7 @@ def test_a_decode_worker_that_stalls_for_10_s_holds_prefill_back_and_nothing_is_
     config = replace(
         CONFIG,
         cluster=replace(CONFIG.cluster, prefill=1, decode=1),
-        worker=replace(CONFIG.worker, slow_s=30.0, stall_s=15.0, max_prefills=4),
+        worker=replace(CONFIG.worker, slow_s=30.0, stall_s=15.0, max_prefills=4, resend_buffer_s=1.0),
         engine=replace(CONFIG.engine, sim_store_tokens=40_000),
     )
     most: list[int] = []
