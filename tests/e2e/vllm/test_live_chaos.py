@@ -47,6 +47,10 @@ async def load(clients: Live, alone: Rig, **more: object) -> AsyncIterator[None]
         assert await differences([each for each in mine if each.failure is None], alone) == []
 
 
+def store_ok(clients: Live) -> bool:
+    return all(state.store_ok for state in clients.cluster.states.values())
+
+
 async def back(clients: Live, count: int = 3) -> None:
     """Until so many workers serve again."""
     await clients.until(
@@ -85,7 +89,8 @@ async def test_a_frozen_worker_that_thaws_adds_nothing_to_what_its_successor_mad
 async def test_a_killed_store_costs_a_recompute_and_comes_back(clients: Live, alone: Rig) -> None:
     async with load(clients, alone):
         clients.send("lmcache", signal.SIGKILL)
-        await asyncio.sleep(12)
+        await clients.until(lambda: not store_ok(clients), 30.0, "workers notice that the store is gone")
+        await clients.until(lambda: store_ok(clients), 90.0, "workers notice that the store is back")
     assert all(each.failure is None for each in clients.asked)
     misses = clients.kv_misses()
     for _ in range(3):

@@ -4,6 +4,7 @@ Consumes requests with a batch tag in their `extra_args`, and a budget by `dopd_
 within the limits, a `StepRecord` of each, and figures of the load in vLLM's statistics. Lives in EngineCore's process.
 """
 
+import logging
 import multiprocessing
 import signal
 import time
@@ -14,6 +15,7 @@ from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.engine.core import EngineCore
+from vllm.v1.request import RequestStatus
 
 from dopd.engine.vllm.admission import Admission
 from dopd.engine.vllm.connector import HEALTH
@@ -22,6 +24,8 @@ from dopd.engine.vllm.step_view import decoding, job_of
 from dopd.policy import budget_from
 from dopd.policy.base import BudgetSpec, StepLimit
 from dopd.runtime.lifeline import die_with
+
+log = logging.getLogger(__name__)
 
 Record = tuple[int, dict[str, int], int]
 
@@ -96,6 +100,21 @@ class PolicyScheduler(AsyncScheduler):
                 output = super().schedule(*args, **kwargs)
         self._record(output.num_scheduled_tokens, decodes)
         return output
+
+    def _update_from_kv_xfer_finished(self, kv_connector_output: Any) -> None:
+        # vLLM takes a second report, or a late one of a request that has gone, for a fatal error.
+        for reported in (kv_connector_output.finished_recving, kv_connector_output.finished_sending):
+            for request_id in [each for each in reported or () if not self._awaits_kv(each)]:
+                log.warning("kv_report_dropped: %s", request_id)
+                reported.discard(request_id)
+        super()._update_from_kv_xfer_finished(kv_connector_output)
+
+    def _awaits_kv(self, request_id: str) -> bool:
+        request = self.requests.get(request_id)
+        if request is None:
+            return False
+        waits: bool = request.status == RequestStatus.WAITING_FOR_REMOTE_KVS
+        return waits or bool(RequestStatus.is_finished(request.status))
 
     def make_stats(self, *args: Any, **kwargs: Any) -> Any:
         now_s = time.monotonic()
