@@ -133,6 +133,7 @@ class EngineConfig(Section, frozen=True):
     save_decode_cache: bool = True
     sim_store_tokens: AtLeastOne = 4_000_000
     gpu_memory_utilization: Share = 0.0
+    kv_cache_mb: Count = 0
     lmcache_host: str = "127.0.0.1"
     lmcache_port: Port = 0
     lmcache_gb: Positive = 1.0

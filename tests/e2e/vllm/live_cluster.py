@@ -28,6 +28,9 @@ async def real_cluster(model: Path, folder: Path) -> AsyncIterator[Live]:
         "DOPD__GATEWAY__PORT": "0",
         "DOPD__ENGINE__KIND": "vllm",
         "DOPD__ENGINE__LMCACHE_GB": "0.5",
+        # So that one decode worker can take what two had in hand, and prefills still find a place.
+        "DOPD__ENGINE__MAX_RUNNING": "64",
+        "DOPD__ENGINE__KV_CACHE_MB": "512",
         "MODEL": str(model),
     }
     with Running(["dopd.cli", "up"], folder, settings) as up:

@@ -3,6 +3,7 @@
 What is right is computed afterwards by one engine that works alone and undisturbed.
 """
 
+import asyncio
 import os
 from itertools import cycle
 
@@ -16,6 +17,8 @@ from tests.engine_rig import Rig
 pytestmark = [pytest.mark.nats, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(900)]
 
 ISL, OSL, CLIENTS, IN_FLIGHT, LOAD = 300, 200, 28, 5, 0.8
+# Prefills are short here: without a burst of long ones there are never five of them on one worker.
+BURST, BURST_ISL = 20, 1000
 # 20 changes in each mode by default; a quick look takes fewer.
 CHANGES = int(os.environ.get("REAL_ROLE_CHANGES", "20"))
 
@@ -28,10 +31,10 @@ class Flipper:
         self.in_flight: list[int] = []
 
     async def change(self, role: Role, drain: DrainMode) -> None:
+        await asyncio.sleep(1.0)  # work of the new role comes in between
         if role == "prefill":
-            # Prefills are short here: without a burst there are never five of them on one worker.
-            for _ in range(16):
-                await self.clients.ask(ISL, OSL, timeout_s=240.0)
+            for _ in range(BURST):
+                await self.clients.ask(BURST_ISL, OSL, timeout_s=240.0)
         await self.clients.until(lambda: self._ready(role), 120.0, f"a busy {role} worker")
         worker_id = self._ready(role)
         assert worker_id is not None

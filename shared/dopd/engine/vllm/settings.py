@@ -67,6 +67,8 @@ def settings_from(config: EngineConfig, model: str, *, cpu: bool) -> VllmSetting
     fields |= {key: value for key, value in chosen.items() if value}
     if config.gpu_memory_utilization:
         fields["kv_cache_memory_bytes"] = None
+    if config.kv_cache_mb:
+        fields["kv_cache_memory_bytes"] = config.kv_cache_mb << 20
     fields |= {
         "model": model,
         "seed": config.seed,
