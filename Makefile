@@ -45,8 +45,8 @@ test: setup ## unit, contract, golden, integration and end-to-end tests
 test-fast: setup ## without the slow, vLLM, chaos and end-to-end tests
 	$(PY) -m pytest -q -m "not slow and not vllm and not chaos" $(filter-out tests/e2e,$(SUITES))
 
-bench: setup ## measurements; they assert nothing about time
-	$(PY) -m pytest -s --timeout 0 tests/bench
+bench: setup ## measurements (BENCH=virtual_hour for one); they assert nothing about time
+	$(PY) -m pytest -s --timeout 0 tests/bench$(if $(BENCH),/bench_$(BENCH).py)
 
 fmt: setup ## format, and fix what ruff can fix
 	$(PY) -m ruff format .

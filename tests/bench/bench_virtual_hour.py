@@ -52,7 +52,9 @@ async def _hour(seed: int) -> list[tuple[Any, ...]]:
 
     while runtime.now() < HOUR_S:
         await asyncio.sleep(rng.expovariate(RATE))
-        task = asyncio.get_running_loop().create_task(client(rng.choices(range(3, 32_000), k=ISL)))
+        # No two prompts begin alike; ids that count up cost less than the simulation of the request.
+        first = rng.randrange(1 << 30)
+        task = asyncio.get_running_loop().create_task(client(list(range(first, first + ISL))))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
     await asyncio.gather(*tasks)

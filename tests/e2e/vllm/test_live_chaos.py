@@ -51,13 +51,20 @@ def store_ok(clients: Live) -> bool:
     return all(state.store_ok for state in clients.cluster.states.values())
 
 
-async def back(clients: Live, count: int = 3) -> None:
-    """Until so many workers serve again."""
-    await clients.until(
-        lambda: sum(state.phase == "serving" for state in clients.cluster.states.values()) >= count,
-        RESTART_S,
-        "all workers serve again",
-    )
+async def back(clients: Live) -> None:
+    """Until all workers serve again."""
+    states = clients.cluster.states
+    await clients.until(lambda: all(s.phase == "serving" for s in states.values()), 60.0, "all workers serve")
+
+
+async def reborn(clients: Live, worker_id: str, incarnation: str) -> None:
+    """Until another incarnation of a worker serves."""
+
+    def serves() -> bool:
+        state = clients.cluster.states[worker_id]
+        return state.incarnation != incarnation and state.phase == "serving"
+
+    await clients.until(serves, RESTART_S, f"{worker_id} is back")
 
 
 async def test_a_frozen_engine_gives_back_pressure_and_no_recompute(clients: Live, alone: Rig) -> None:
@@ -98,6 +105,25 @@ async def test_a_killed_store_costs_a_recompute_and_comes_back(clients: Live, al
     assert clients.kv_misses() == misses
 
 
+async def test_a_frozen_store_holds_nobody_up_for_long(clients: Live, alone: Rig) -> None:
+    async with load(clients, alone):
+        pid = clients.freeze("lmcache")
+        await clients.until(lambda: not store_ok(clients), 30.0, "workers notice that the store is frozen")
+        await asyncio.sleep(3)
+        clients.thaw(pid)
+        await clients.until(lambda: store_ok(clients), 60.0, "workers notice that the store is back")
+    assert all(each.failure is None for each in clients.asked)
+
+
+async def test_streams_outlive_a_frozen_broker(clients: Live, alone: Rig) -> None:
+    async with load(clients, alone):
+        pid = clients.freeze("nats")
+        await asyncio.sleep(5)
+        clients.thaw(pid)
+    await back(clients)
+    await clients.idle()
+
+
 async def test_streams_outlive_a_restart_of_the_broker(clients: Live, alone: Rig) -> None:
     async with load(clients, alone):
         clients.send("nats", signal.SIGKILL)
@@ -107,9 +133,24 @@ async def test_streams_outlive_a_restart_of_the_broker(clients: Live, alone: Rig
 
 async def test_requests_of_a_killed_engine_go_on_elsewhere_and_the_worker_comes_back(clients: Live, alone: Rig) -> None:
     target = clients.with_role("decode")[0]
+    before = clients.cluster.states[target].incarnation
     async with load(clients, alone):
         clients.signal(engine_of(clients, target), signal.SIGKILL)
         await asyncio.sleep(2)
-    await back(clients)
+    await reborn(clients, target, before)
+    assert all(each.failure is None for each in clients.asked)
+    await clients.idle()
+
+
+async def test_requests_of_a_killed_worker_go_on_elsewhere_and_its_engine_dies_with_it(
+    clients: Live, alone: Rig
+) -> None:
+    target = clients.with_role("decode")[0]
+    before = clients.cluster.states[target].incarnation
+    engine = engine_of(clients, target)
+    async with load(clients, alone):
+        clients.send(target, signal.SIGKILL)
+        await clients.until(lambda: not Path(f"/proc/{engine}").exists(), 5.0, "no orphan after 5 s")
+    await reborn(clients, target, before)
     assert all(each.failure is None for each in clients.asked)
     await clients.idle()
