@@ -1,6 +1,7 @@
 """Role changes of a live emulated cluster at high load: real processes, a real broker, every token checked."""
 
 import asyncio
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -23,7 +24,9 @@ pytestmark = [
 # and decode workers about ten requests each: what is asked for is all that the cluster can do.
 PROFILE, ISL, OSL = "h100-llama-70b-fp8-tp2", 4000, 200
 CLIENTS, IN_FLIGHT = 80, 5
-CHANGES: dict[DrainMode, int] = {"overlap": 88, "migrate": 88, "wait": 24}  # even, or a pool would run empty
+MODES: tuple[DrainMode, ...] = ("overlap", "migrate", "wait")
+# Even, or a pool would run empty. 200 in sum; LIVE_ROLE_CHANGES=200,200,200 is the long run, a quarter of an hour.
+CHANGES = dict(zip(MODES, map(int, os.environ.get("LIVE_ROLE_CHANGES", "88,88,24").split(",")), strict=True))
 PAUSE_S = 0.4
 
 
@@ -72,7 +75,7 @@ class Flipper:
         return busiest if busiest and self.clients.in_flight(busiest) >= IN_FLIGHT else None
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(100 + 2 * sum(CHANGES.values()))
 async def test_200_role_changes_under_load_lose_no_request_and_no_token(up: Running) -> None:
     async with live(up) as clients:
         capacity = await clients.capacity(CLIENTS, ISL, OSL, warm_s=6.0, measured_s=8.0)
@@ -100,7 +103,7 @@ async def test_200_role_changes_under_load_lose_no_request_and_no_token(up: Runn
         )
         assert clients.verdict() == []
         assert not clients.failures()
-        assert len(in_flight) == sum(CHANGES.values()) == 200
+        assert len(in_flight) == sum(CHANGES.values()) >= 200
         assert in_flight[0] >= IN_FLIGHT
         assert answered >= 0.7 * capacity * took_s
         assert clients.kv_misses() == 0
