@@ -7,8 +7,8 @@ Keys and leases are one key-value bucket. A lease keeps its record when it ends,
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Protocol, TypeVar
 
 import msgspec
 import nats
@@ -25,6 +25,23 @@ from dopd.ledger.common import check_name, is_same, next_lease, released
 
 _BUCKET = "dopd_ledger"
 _READ_AT_ONCE = 64
+
+T = TypeVar("T")
+
+
+# What the server says to the second of two that create the same stream at the same moment.
+_BEATEN = (10058, 10065)
+
+
+async def _unless_beaten(create: Callable[[], Awaitable[T]]) -> T:
+    """Create a stream; once more when somebody else was just doing so. Bounded by the time-out of the whole call."""
+    while True:
+        try:
+            return await create()
+        except js_errors.BadRequestError as error:
+            if error.err_code not in _BEATEN:
+                raise
+            await asyncio.sleep(0.02)
 
 
 class Clock(Protocol):
@@ -143,14 +160,16 @@ class JetStreamLedger:
     async def _bucket(self) -> KeyValue:
         async with self._setting_up:
             if self._keys is None:
-                self._keys = await self._js.create_key_value(bucket=_BUCKET, history=1)
+                self._keys = await _unless_beaten(lambda: self._js.create_key_value(bucket=_BUCKET, history=1))
             return self._keys
 
     async def _set_up_log(self, log: str) -> None:
         """Creating what is there already, with the same settings, does nothing."""
         async with self._setting_up:
             if log not in self._logs:
-                await self._js.add_stream(name=_stream(log), subjects=[_subject(log)], allow_direct=True)
+                await _unless_beaten(
+                    lambda: self._js.add_stream(name=_stream(log), subjects=[_subject(log)], allow_direct=True)
+                )
                 self._logs.add(log)
 
     @contextlib.asynccontextmanager

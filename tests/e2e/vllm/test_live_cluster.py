@@ -22,7 +22,7 @@ LOAD = 0.45
 # Prefills are short here: without a burst of long ones there are never five of them on one worker.
 BURST, BURST_ISL = 14, 1000
 # In each mode. REAL_ROLE_CHANGES=20 is the long run.
-CHANGES = int(os.environ.get("REAL_ROLE_CHANGES", "8"))
+CHANGES = int(os.environ.get("REAL_ROLE_CHANGES", "4"))
 
 
 class Flipper:
@@ -34,14 +34,31 @@ class Flipper:
 
     async def change(self, role: Role, drain: DrainMode) -> None:
         await asyncio.sleep(1.0)  # work of the new role comes in between
-        if role == "prefill":
-            for _ in range(BURST):
-                await self.clients.ask(BURST_ISL, OSL, timeout_s=240.0)
-        await self.clients.until(lambda: self._ready(role), 120.0, f"a busy {role} worker")
-        worker_id = self._ready(role)
-        assert worker_id is not None
+        worker_id = await (self._busy_prefill() if role == "prefill" else self._busy("decode", 120.0))
+        assert worker_id is not None, f"no busy {role} worker"
         self.in_flight.append(self.clients.in_flight(worker_id))
         await self.clients.set_role(worker_id, OTHER[role], drain)
+
+    async def _busy_prefill(self) -> str | None:
+        """Bursts until one is seen in time. Each waits for room on decode workers: without it prefill is held back."""
+        for _ in range(10):
+            await self.clients.until(self._room, 120.0, "room on decode workers")
+            for _ in range(BURST):
+                await self.clients.ask(BURST_ISL, OSL, timeout_s=240.0)
+            if worker_id := await self._busy("prefill", 5.0):
+                return worker_id
+        return None
+
+    def _room(self) -> bool:
+        return sum(map(self.clients.in_flight, self.clients.with_role("decode"))) <= CLIENTS
+
+    async def _busy(self, role: Role, limit_s: float) -> str | None:
+        end_s = self.clients.now() + limit_s
+        while self.clients.now() < end_s:
+            if worker_id := self._ready(role):
+                return worker_id
+            await asyncio.sleep(0.02)
+        return None
 
     def _ready(self, role: Role) -> str | None:
         mine = self.clients.with_role(role)
