@@ -15,7 +15,8 @@ DopdError
 ├─ LedgerError
 │  ├─ Conflict              compare-and-set lost
 │  └─ LedgerLost            the ledger does not answer
-└─ EngineError              the engine cannot start, or died
+├─ EngineError              the engine cannot start, or died
+└─ LoadError                a load run that cannot be made: a trace row, an argument, a target that does not serve
 """
 
 from dopd_proto.request import Failure
@@ -137,3 +138,11 @@ class _RemoteTooLarge(PayloadTooLarge):
 _KINDS: dict[str, type[RequestError]] = {
     kind.code: kind for kind in (BadRequest, UnknownModel, _RemoteTooLarge, Unavailable, DeadlineExceeded)
 }
+
+
+class LoadError(DopdError):
+    """A load run that cannot be made or read; `where` is a file with its row, an argument, or a target."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where}: {reason}")
+        self.where, self.reason = where, reason
