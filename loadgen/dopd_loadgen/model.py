@@ -70,8 +70,8 @@ class Record(msgspec.Struct):
     forced: bool = True
     sent_s: float | None = None
     ended_s: float | None = None
-    times_s: list[float] = []  # noqa: RUF012 - msgspec gives each record a list of its own
-    counts: list[int] = []  # noqa: RUF012
+    times_s: list[float] = []
+    counts: list[int] = []
     failure: Failure = "unsent"
     detail: str = ""
     status: int = 0
@@ -117,10 +117,10 @@ class Run(msgspec.Struct):
     gpus: int = 0
     gpu_seconds: float = 0.0
     interrupted: bool = False
-    workload: dict[str, Any] = {}  # noqa: RUF012
-    settings: dict[str, Any] = {}  # noqa: RUF012
-    versions: dict[str, str] = {}  # noqa: RUF012
-    roles: list[RoleCount] = []  # noqa: RUF012
+    workload: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    roles: list[RoleCount] = []
 
 
 class Target(Protocol):

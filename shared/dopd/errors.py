@@ -118,6 +118,14 @@ class EngineError(DopdError):
     """The engine cannot start, or died."""
 
 
+class LoadError(DopdError):
+    """A load run that cannot be made or read; `where` is a file with its row, an argument, or a target."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where}: {reason}")
+        self.where, self.reason = where, reason
+
+
 def error_from(failure: Failure) -> RequestError:
     """The error that a `Failure` stands for: the subclass with its code, or a RequestError with the same fields."""
     error = _KINDS.get(failure.code, RequestError)(failure.message, failure.param)
@@ -138,11 +146,3 @@ class _RemoteTooLarge(PayloadTooLarge):
 _KINDS: dict[str, type[RequestError]] = {
     kind.code: kind for kind in (BadRequest, UnknownModel, _RemoteTooLarge, Unavailable, DeadlineExceeded)
 }
-
-
-class LoadError(DopdError):
-    """A load run that cannot be made or read; `where` is a file with its row, an argument, or a target."""
-
-    def __init__(self, where: str, reason: str) -> None:
-        super().__init__(f"{where}: {reason}")
-        self.where, self.reason = where, reason
