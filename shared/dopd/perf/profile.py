@@ -10,7 +10,7 @@ from dopd.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """One engine (GPU, model, TP) as numbers, all times in seconds.
+    """One engine (model, and `gpus` GPUs as its tensor parallelism) as numbers, all times in seconds.
 
     Prefill: fixed, per token, per token squared. Decode step: fixed, per request, per token of live context.
     KV move: fixed and bytes/s.
@@ -33,6 +33,7 @@ class Profile:
     max_model_len: int = 131_072
     block_tokens: int = 16
     chunk_tokens: int = 256
+    gpus: int = 1
 
 
 _RDMA = "KV move: H800 8x RoCE, 0.39 ms + bytes / 146 GB/s"
@@ -64,6 +65,7 @@ PROFILES = {
             decode_context_s=55.362e-9,
             kv_token_bytes=327_680,
             kv_total_tokens=262_145,
+            gpus=2,
         ),
         Profile(
             name="a100-qwen2.5-14b-bf16-tp1",
