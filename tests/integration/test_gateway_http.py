@@ -166,6 +166,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"stream": "yes"}, "stream"),
     ({"stream_options": {"include_usage": True}}, "stream_options"),
     ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options"),
+    ({"stream": True, "stream_options": {"continuous_usage_stats": 1}}, "stream_options"),
     ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
     ({"return_token_ids": 1}, "return_token_ids"),
 ]
@@ -354,3 +355,24 @@ async def test_a_server_that_stops_lets_a_stream_finish() -> None:
     rest = await asyncio.wait_for(reader.read(), 5)
     writer.close()
     assert b"[DONE]" in rest and b'"finish_reason":"stop"' in rest
+
+
+async def test_usage_comes_with_each_event_when_asked_for_and_counts_tokens_without_text() -> None:
+    """Some of these tokens complete no character, and some events have several tokens."""
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    said = " fox ツ 🦊 dog"
+    async with in_process(scripted(said, sizes=[2, 3])) as client:
+        answer = await client.post("/v1/completions", json={**BODY, "stream": True, "stream_options": options})
+    *events, usage, _ = events_of(answer.text)
+    count, prompt = len(ids_of(said)), len(ids_of("The quick"))
+    assert [e["usage"]["completion_tokens"] for e in events] == [2, *range(5, count + 1)]
+    assert any(not e["choices"][0]["text"] for e in events)
+    assert all(e["usage"]["prompt_tokens"] == prompt for e in events)
+    assert usage["choices"] == [] and usage["usage"] == events[-1]["usage"]
+
+
+async def test_usage_with_each_event_needs_usage_at_all_as_in_vllm() -> None:
+    body = {**BODY, "stream": True, "stream_options": {"continuous_usage_stats": True}}
+    async with in_process(scripted()) as client:
+        *events, _ = events_of((await client.post("/v1/completions", json=body)).text)
+    assert not any("usage" in e for e in events) and texts_of(events) == SAID

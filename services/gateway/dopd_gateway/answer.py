@@ -17,10 +17,11 @@ from dopd_proto.request import Chunk, Completion, FinishReason, Generate, Usage
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one step brought: text or tokens, the end, or both."""
+    """What one step brought: text or tokens, the end, or both. `so_far` counts the answer's tokens up to here."""
 
     chunk: Chunk | None
     end: Completion | None = None
+    so_far: int = 0
 
 
 class Answer:
@@ -80,7 +81,7 @@ class Answer:
         self._count += len(tokens)
         text = shown.text + (self._text.flush() if end else "")
         chunk = self._chunk(piece.index, text, tokens) if text or tokens else None
-        return Part(chunk, self._completion(end, seq=self._chunks) if end else None)
+        return Part(chunk, self._completion(end, seq=self._chunks) if end else None, self._count)
 
     def _visible(self, piece: Piece) -> tuple[int, ...]:
         """The end-of-sequence token counts, but is no text, whether or not the vocabulary calls it special."""

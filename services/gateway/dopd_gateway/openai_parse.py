@@ -43,15 +43,17 @@ _NO_OPS: Mapping[str, Any] = {
     "spaces_between_special_tokens": True,
     "add_special_tokens": True,
 }
-_STREAM_OPTIONS: Mapping[str, Any] = {"include_obfuscation": False, "continuous_usage_stats": False}
+_STREAM_OPTIONS: Mapping[str, Any] = {"include_obfuscation": False}
+_WHICH_USAGE = ("include_usage", "continuous_usage_stats")
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A request as the body has it."""
+    """A request as the body has it. `continuous_usage`: each event says how many tokens there are so far."""
 
     generate: Generate
     include_usage: bool = False
+    continuous_usage: bool = False
 
 
 def parse(body: bytes) -> Ask:
@@ -61,23 +63,25 @@ def parse(body: bytes) -> Ask:
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise BadRequest(f"the body is not a JSON object: {error}") from error
     fields = {name: value for name, value in fields.items() if value is not None}
-    include_usage = _include_usage(fields.pop("stream_options", None), fields.get("stream") is True)
+    include, continuous = _usage_asked(fields.pop("stream_options", None), fields.get("stream") is True)
     # A label for the provider's statistics, without effect on the answer.
     fields.pop("user", None)
-    return Ask(_generate(fields), include_usage)
+    return Ask(_generate(fields), include, continuous)
 
 
-def _include_usage(options: Any, streamed: bool) -> bool:
+def _usage_asked(options: Any, streamed: bool) -> tuple[bool, bool]:
+    """At the end, and with each event; the latter only together with the former, as in vLLM."""
     if options is None:
-        return False
+        return False, False
     if not isinstance(options, dict) or not streamed:
         raise BadRequest("stream_options must be an object, and needs stream to be true", "stream_options")
     options = {name: value for name, value in options.items() if value is not None}
-    include = options.pop("include_usage", False)
-    if not isinstance(include, bool):
-        raise BadRequest("stream_options.include_usage must be true or false", "stream_options")
+    include, continuous = (options.pop(name, False) for name in _WHICH_USAGE)
+    for name, value in zip(_WHICH_USAGE, (include, continuous), strict=True):
+        if not isinstance(value, bool):
+            raise BadRequest(f"stream_options.{name} must be true or false", "stream_options")
     _refuse(options, _STREAM_OPTIONS, "stream_options.")
-    return include
+    return include, include and continuous
 
 
 def _refuse(fields: Mapping[str, Any], no_ops: Mapping[str, Any], prefix: str = "") -> None:

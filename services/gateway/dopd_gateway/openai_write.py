@@ -33,7 +33,8 @@ class Writer:
     """Writes one answer, plain or as server-sent events. `prompt` is there when its ids were asked for."""
 
     def __init__(self, ask: Ask, request_id: str, created_s: float, prompt: list[int]) -> None:
-        self._with_ids, self._with_usage, self._prompt = ask.generate.return_tokens, ask.include_usage, prompt
+        self._with_ids, self._prompt = ask.generate.return_tokens, prompt
+        self._with_usage, self._each_with_usage = ask.include_usage, ask.continuous_usage
         self._head = {
             "id": request_id,
             "object": "text_completion",
@@ -54,13 +55,17 @@ class Writer:
         """
         text, packed = (part.chunk.text, part.chunk.tokens) if part.chunk is not None else ("", b"")
         choice = self._choice(text, packed, part.end.finish_reason if part.end is not None else None)
-        nothing = {"usage": None} if self._with_usage else {}
-        out = event(msgspec.json.encode({**self._head, "choices": [choice], **nothing}))
+        out = event(msgspec.json.encode({**self._head, "choices": [choice], **self._usage_so_far(part)}))
         if part.end is None:
             return out
         if self._with_usage:
             out += event(msgspec.json.encode({**self._head, "choices": [], "usage": _usage(part.end.usage)}))
         return out + event(b"[DONE]")
+
+    def _usage_so_far(self, part: Part) -> dict[str, Any]:
+        if self._each_with_usage:
+            return {"usage": _usage(Usage(prompt_tokens=len(self._prompt), completion_tokens=part.so_far))}
+        return {"usage": None} if self._with_usage else {}
 
     def _choice(self, text: str, packed: bytes, finish_reason: str | None) -> dict[str, Any]:
         choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}
