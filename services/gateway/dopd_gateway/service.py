@@ -1,10 +1,10 @@
-"""`Gateway`: the token side. Owns the waiting queue, asks the policy, places work, collects tokens, mends what breaks.
+"""`Gateway`: the token side. Owns the waiting queue, asks the policy, places work, collects tokens.
 
 Consumes `Inbound` requests, worker states and token batches; produces `Piece` streams, work, aborts, windows.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 from dopd.bus import Bus, Delivery, Subscription
@@ -17,61 +17,24 @@ from dopd.runtime.clock import Runtime
 from dopd_gateway import core, placing
 from dopd_gateway.core import Request
 from dopd_gateway.fleet import Fleet
-from dopd_gateway.stream import Inbound, Piece
-from dopd_gateway.windows import Windows
+from dopd_gateway.mend import Mend
+from dopd_gateway.presence import Presence
+from dopd_gateway.stream import Inbound, Stream
 from dopd_proto.request import (
     Abort,
     BatchTag,
     DecodeWork,
     PrefillWork,
-    Resend,
-    ResendReply,
     Run,
     RunEnd,
     Segment,
     TokenBatch,
     WorkReply,
 )
-from dopd_proto.subjects import (
-    ABORT,
-    ARRIVALS,
-    DECODE_WORK,
-    GATEWAY_STATE,
-    OUTCOMES,
-    PREFILL_WORK,
-    RESEND,
-    TOKENS,
-    WORKER_STATE,
-)
-from dopd_proto.telemetry import GatewayState, WorkerState
+from dopd_proto.subjects import ABORT, DECODE_WORK, GATEWAY_STATE, PREFILL_WORK, TOKENS, WORKER_STATE
+from dopd_proto.telemetry import WorkerState
 
 Work = PrefillWork | DecodeWork
-
-
-class Stream:
-    """The client's end of a request."""
-
-    def __init__(self, gateway: "Gateway", request: Request) -> None:
-        self.request_id = request.request_id
-        self.request = request
-        self._gateway = gateway
-        self._events: asyncio.Queue[Piece | RequestError] = asyncio.Queue()
-
-    def put(self, event: Piece | RequestError) -> None:
-        """Hand a piece, or the error that ends the stream, to the reader."""
-        self._events.put_nowait(event)
-
-    async def __aiter__(self) -> AsyncIterator[Piece]:
-        while True:
-            event = await self._events.get()
-            if isinstance(event, RequestError):
-                raise event
-            yield event
-            if event.end is not None:
-                return
-
-    def cancel(self) -> None:
-        self._gateway.cancel(self.request)
 
 
 class Gateway:
@@ -91,9 +54,8 @@ class Gateway:
         self._streams: dict[str, Stream] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._waiting: dict[str, Request] = {}
-        self._peers: dict[str, float] = {}
-        self._echo_s = runtime.now()
-        self._windows = Windows(gateway_id, self.incarnation, runtime.now())
+        self._presence = Presence(gateway_id, self.incarnation, bus, runtime, config)
+        self._mend = Mend(self, self._requests, bus, runtime, config)
         self._tasks: set[asyncio.Task[None]] = set()
         self._subscriptions: list[Subscription] = []
         self._round: asyncio.Handle | None = None
@@ -107,15 +69,15 @@ class Gateway:
         self._subscriptions = [
             await self._bus.subscribe(TOKENS.at(gateway_id=self.gateway_id), self._on_tokens),
             await self._bus.subscribe(WORKER_STATE.at(), self._on_worker),
-            await self._bus.subscribe(GATEWAY_STATE.at(), self._on_peer),
+            await self._bus.subscribe(GATEWAY_STATE.at(), self._presence.heard),
         ]
-        self._spawn(self._beat())
-        self._spawn(self._count())
+        self.spawn(self._beat())
+        self.spawn(self._count())
 
     async def stop(self) -> None:
         """End what is left with a retryable error, and free it on the workers."""
         for request in list(self._requests.values()):
-            self._fail(request, Unavailable("the gateway is stopping"))
+            self.fail(request, Unavailable("the gateway is stopping"))
         self.crash()
         for subscription in self._subscriptions:
             await subscription.stop()
@@ -130,7 +92,8 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run as a task that ends with the gateway."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -150,24 +113,25 @@ class Gateway:
             raise Unavailable(f"{len(self._waiting)} requests wait already")
         now_s = self._runtime.now()
         request = Request(self._runtime.new_id("req"), inbound, now_s)
-        stream = Stream(self, request)
+        stream = Stream(request.request_id, lambda: self.cancel(request))
         self._requests[request.request_id], self._streams[request.request_id] = request, stream
-        self._windows.arrived(len(inbound.tokens), inbound.sampling.max_tokens)
+        self._presence.windows.arrived(len(inbound.tokens), inbound.sampling.max_tokens)
         self._timers[request.request_id] = asyncio.get_running_loop().call_at(
             self._runtime.loop_time(inbound.deadline_s), self._overdue, request
         )
-        self._wait(request)
+        self.wait(request)
         return stream
 
     def cancel(self, request: Request) -> None:
         """The client has gone."""
         if not request.ended:
-            self._void(request)
+            self.void(request)
             self._end(request, completed=False)
 
     # --- schedule -----------------------------------------------------------------------------------------------
 
-    def _wait(self, request: Request) -> None:
+    def wait(self, request: Request) -> None:
+        """To the queue, in the place of its arrival."""
         self._waiting[request.request_id] = request
         self._soon()
 
@@ -206,7 +170,7 @@ class Gateway:
                 unfetched[domain] = unfetched.get(domain, 0) + (request.slip[0].stop or 0)
         longest = max((request.total_tokens for request in self._waiting.values()), default=0)
         room = placing.kv_room(
-            self.fleet.store_tokens(), self._config.kv_budget_share, unfetched, len(self._peers) or 1, longest
+            self.fleet.store_tokens(), self._config.kv_budget_share, unfetched, self._presence.gateways, longest
         )
         return self.fleet.view(room, {})
 
@@ -237,7 +201,7 @@ class Gateway:
             self.fleet.placed(segment.worker_id, tokens)
         any_role = placing.out_of_role(slip, cluster)
         work = core.work_of(request, (self.gateway_id, self.incarnation), tag, any_role)
-        self._spawn(self._send(request, work))
+        self.spawn(self._send(request, work))
 
     async def _send(self, request: Request, work: Work) -> None:
         """Offer the work; on anything but "accepted" the request waits again."""
@@ -250,7 +214,7 @@ class Gateway:
                 subject.at(worker_id=worker_id), work, (WorkReply,), self._config.work_timeout_s
             )
         except PayloadTooLarge as error:
-            self._fail(request, error)
+            self.fail(request, error)
             return
         except (BusError, RequestError) as error:
             timed_out = True
@@ -262,11 +226,11 @@ class Gateway:
             return
         self.fleet.refused(worker_id, reply)
         if reply is not None and reply.reason == "invalid":
-            self._fail(request, BadRequest(reply.message))
+            self.fail(request, BadRequest(reply.message))
             return
         if timed_out:
-            self._void(request)  # it may have arrived after all
-        self._again(request, worker_id)
+            self.void(request)  # it may have arrived after all
+        self._mend.refused(request, worker_id)
 
     # --- tokens -------------------------------------------------------------------------------------------------
 
@@ -274,11 +238,12 @@ class Gateway:
         batch = delivery.message
         hole = self.fleet.batch_came(batch.worker_id, batch.incarnation, batch.seq)
         for run in batch.runs:
-            self._on_run(run, batch.worker_id, batch.incarnation)
+            self.take_run(run, batch.worker_id, batch.incarnation)
         if hole:
-            self._missed_batch(batch.worker_id, batch.incarnation)
+            self._mend.missed_batch(batch.worker_id, batch.incarnation)
 
-    def _on_run(self, run: Run, worker_id: str, incarnation: str) -> None:
+    def take_run(self, run: Run, worker_id: str, incarnation: str) -> None:
+        """Take what is new in it, if it is of the present attempt."""
         request = self._requests.get(run.request_id)
         if request is None or run.attempt != request.attempt or not request.knows(worker_id, incarnation):
             self._on_void_run(run, worker_id)
@@ -287,7 +252,7 @@ class Gateway:
         self._settle(request, worker_id, received=True)
         taken = core.take(request, run, worker_id, incarnation)
         if taken.gap:
-            self._ask_again(request)
+            self._mend.ask_again(request)
             return
         if taken.piece is not None:
             self._streams[request.request_id].put(taken.piece)
@@ -295,7 +260,7 @@ class Gateway:
             self._on_end(request, taken.end, run)
         later = core.due(request)
         if later is not None:
-            self._on_run(*later)
+            self.take_run(*later)
 
     def _on_void_run(self, run: Run, worker_id: str) -> None:
         """A late word of an attempt that is void; who goes on with it has not heard so."""
@@ -311,136 +276,49 @@ class Gateway:
         elif end in ("open", "migrated"):
             # What has been computed is in the KV store; only a place to go on is needed.
             request.kv_tokens = core.stored_tokens(request, end)
-            self._wait_again(request)
+            self._mend.given_back(request)
         else:
             failure = error_from(run.failure) if run.failure is not None else Unavailable(f"the attempt {end}")
-            self._lost(request, failure)
-
-    # --- mend ---------------------------------------------------------------------------------------------------
-
-    def _ask_again(self, request: Request) -> None:
-        if not request.asking:
-            request.asking = True
-            self._spawn(self._resend(request))
-
-    async def _resend(self, request: Request) -> None:
-        """Hear from the slip's workers how far they are; a new attempt when the tokens, or the work, are gone."""
-        attempt, index = request.attempt, len(request.output)
-        gone: set[str] = set()
-        try:
-            for segment in request.slip:
-                has_it = await self._recall(request, segment, index)
-                if request.ended or request.attempt != attempt or not request.slip or len(request.output) > index:
-                    return
-                if has_it is False:
-                    gone.add(segment.worker_id)
-        finally:
-            request.asking = False
-            request.heard_s = self._runtime.now()
-        holder = request.holder()
-        needed = {s.worker_id for s in request.slip} if request.stash else {holder.worker_id} if holder else set()
-        if needed <= gone:
-            self._void(request)
-            self._lost(request, Unavailable("tokens were lost"))
-
-    async def _recall(self, request: Request, segment: Segment, index: int) -> bool | None:
-        """Take what this worker has from `index` on. False when it has nothing of it, None when it cannot say."""
-        if not self.fleet.knows(segment.worker_id, segment.incarnation):
-            return False
-        ask = Resend(gateway_id=self.gateway_id, request_id=request.request_id, attempt=request.attempt, index=index)
-        to = RESEND.at(worker_id=segment.worker_id)
-        try:
-            reply = await self._bus.request(to, ask, (ResendReply,), self._config.resend_timeout_s)
-        except (BusError, RequestError):
-            return None
-        if reply.run is None:
-            return False
-        self._on_run(reply.run, segment.worker_id, segment.incarnation)
-        return bool(reply.run.tokens) or reply.run.end is None
-
-    def _again(self, request: Request, avoid: str) -> None:
-        """The work was not taken: to the queue again, elsewhere if possible."""
-        self._release(request)
-        request.avoid = request.avoid | {avoid}
-        request.slip = ()
-        self._wait(request)
-
-    def _wait_again(self, request: Request) -> None:
-        """Ended on its worker in good order, to go on elsewhere."""
-        self._release(request)
-        self._void(request)  # a hand-over that was given up may have arrived after all
-        request.avoid = frozenset()
-        request.slip = ()
-        self._wait(request)
-
-    def _lost(self, request: Request, error: RequestError) -> None:
-        """The attempt failed: a new one with the tokens so far as input, or the end."""
-        self._release(request)
-        holder = request.holder()
-        request.failures += 1
-        if request.failures >= self._config.max_attempts:
-            self._fail(request, error)
-            return
-        request.avoid = frozenset({holder.worker_id}) if holder else frozenset()
-        request.kv_tokens, request.slip = 0, ()
-        self._log.info("attempt_lost", request_id=request.request_id, attempt=request.attempt, reason=error.message)
-        self._wait(request)
+            self._mend.lost(request, failure)
 
     def _on_worker(self, delivery: Delivery[WorkerState]) -> None:
         state = delivery.message
         dead = self.fleet.heard(state, self._runtime.now())
         if dead is not None:
-            self._worker_lost(state.worker_id, dead)
+            self._mend.worker_lost(state.worker_id, dead)
         if self.fleet.batch_overdue(state.worker_id):
-            self._missed_batch(state.worker_id, state.incarnation)
+            self._mend.missed_batch(state.worker_id, state.incarnation)
         self._soon()
-
-    def _missed_batch(self, worker_id: str, incarnation: str) -> None:
-        """The worker sent more than came: ask for every request that it holds."""
-        for request in list(self._requests.values()):
-            if request.knows(worker_id, incarnation):
-                self._ask_again(request)
-
-    def _worker_lost(self, worker_id: str, incarnation: str) -> None:
-        for request in list(self._requests.values()):
-            holder = request.holder()
-            if holder is not None and holder.worker_id == worker_id and holder.incarnation == incarnation:
-                self._void(request)
-                self._lost(request, Unavailable(f"worker {worker_id} was lost"))
-
-    def _on_peer(self, delivery: Delivery[GatewayState]) -> None:
-        self._peers[delivery.message.gateway_id] = self._runtime.now() + delivery.message.lease_s
-        if delivery.message.incarnation == self.incarnation:
-            self._echo_s = self._runtime.now()
 
     # --- ends ---------------------------------------------------------------------------------------------------
 
     def _overdue(self, request: Request) -> None:
-        self._void(request)
-        self._fail(request, DeadlineExceeded(f"not finished in time, {len(request.output)} tokens were made"))
+        self.void(request)
+        self.fail(request, DeadlineExceeded(f"not finished in time, {len(request.output)} tokens were made"))
 
-    def _void(self, request: Request) -> None:
+    def void(self, request: Request) -> None:
         """Whoever works on the present attempt stops."""
         for segment in request.slip:
             abort = Abort(request_id=request.request_id, attempt=request.attempt)
             self._bus.publish(ABORT.at(worker_id=segment.worker_id), abort)
 
-    def _fail(self, request: Request, error: RequestError) -> None:
+    def fail(self, request: Request, error: RequestError) -> None:
+        """End it with an error."""
         if not request.ended:
             self._streams[request.request_id].put(error)
-            self._void(request)
+            self.void(request)
             self._end(request, completed=False)
 
     def _end(self, request: Request, completed: bool) -> None:
         request.ended = True
-        self._release(request)
+        self.release(request)
         self._waiting.pop(request.request_id, None)
         self._requests.pop(request.request_id, None)
         self._streams.pop(request.request_id, None)
         timer = self._timers.pop(request.request_id, None)
         if timer is not None:
             timer.cancel()
-        self._windows.left(request, completed)
+        self._presence.windows.left(request, completed)
         self._soon()
 
     def _settle(self, request: Request, worker_id: str, received: bool) -> None:
@@ -449,7 +327,7 @@ class Gateway:
             incarnation = next(s.incarnation for s in request.slip if s.worker_id == worker_id)
             self.fleet.settled(worker_id, incarnation, tokens, received)
 
-    def _release(self, request: Request) -> None:
+    def release(self, request: Request) -> None:
         """Give back the credit of workers that never got the work."""
         request.unfetched = False
         for worker_id in list(request.unsettled):
@@ -459,38 +337,13 @@ class Gateway:
 
     async def _beat(self) -> None:
         while True:
-            self._look_around()
-            state = GatewayState(
-                gateway_id=self.gateway_id,
-                incarnation=self.incarnation,
-                sent_s=self._runtime.now(),
-                lease_s=self._config.lease_s,
-                waiting=len(self._waiting),
-                running=len(self._requests) - len(self._waiting),
-            )
-            self._bus.publish(GATEWAY_STATE.at(gateway_id=self.gateway_id), state)
+            self._presence.forget_lapsed()
+            if self._bus.connected:
+                self._mend.look_around(self._presence.listened_until_s())
+            self._presence.say(len(self._waiting), len(self._requests) - len(self._waiting))
             await asyncio.sleep(self._config.heartbeat_s)
-
-    def _look_around(self) -> None:
-        now_s = self._runtime.now()
-        self._peers = {peer: until_s for peer, until_s in self._peers.items() if until_s > now_s}
-        if not self._bus.connected:
-            return
-        # Others' silence counts up to our own last heartbeat that came back: then the broker, and we, were awake.
-        # Whoever lost the connection as we did gets a lease to come back.
-        if self._runtime.loop_time(self._echo_s) - self._bus.connected_since_s > self._config.lease_s:
-            for known in self.fleet.lapsed(self._echo_s):
-                self._log.warning("worker_lost", worker_id=known.state.worker_id)
-                self._worker_lost(known.state.worker_id, known.state.incarnation)
-        for request in list(self._requests.values()):
-            if request.doubtful(now_s, self._config.lease_s):
-                self._ask_again(request)
 
     async def _count(self) -> None:
         while True:
             await asyncio.sleep(self._config.window_s)
-            now_s = self._runtime.now()
-            arrivals, outcomes = self._windows.close(now_s)
-            self._windows = Windows(self.gateway_id, self.incarnation, now_s)
-            self._bus.publish(ARRIVALS.at(gateway_id=self.gateway_id), arrivals)
-            self._bus.publish(OUTCOMES.at(gateway_id=self.gateway_id), outcomes)
+            self._presence.close_window()

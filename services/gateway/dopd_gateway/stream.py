@@ -3,10 +3,12 @@
 The text side hands in an `Inbound` and reads a `TokenStream`; it never sees workers or attempts.
 """
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from dopd.errors import RequestError
 from dopd.slo import Slo
 from dopd_proto.request import FinishReason, Sampling
 
@@ -45,6 +47,31 @@ class TokenStream(Protocol):
 
     def cancel(self) -> None:
         """The reader is gone or has enough (stop string): abort the work and free its KV. May be called twice."""
+
+
+class Stream:
+    """The token side's end of it: a queue between the one who puts in and the one reader. `leave` ends the work."""
+
+    def __init__(self, request_id: str, leave: Callable[[], None]) -> None:
+        self.request_id = request_id
+        self._leave = leave
+        self._events: asyncio.Queue[Piece | RequestError] = asyncio.Queue()
+
+    def put(self, event: Piece | RequestError) -> None:
+        """Hand a piece, or the error that ends the stream, to the reader."""
+        self._events.put_nowait(event)
+
+    async def __aiter__(self) -> AsyncIterator[Piece]:
+        while True:
+            event = await self._events.get()
+            if isinstance(event, RequestError):
+                raise event
+            yield event
+            if event.end is not None:
+                return
+
+    def cancel(self) -> None:
+        self._leave()
 
 
 class TokenGateway(Protocol):

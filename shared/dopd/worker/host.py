@@ -6,7 +6,7 @@ It decides nothing itself: role, credit, health and segment arithmetic are pure 
 
 import asyncio
 from collections.abc import Coroutine, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from dopd.bus import Bus, Delivery, Subscription
 from dopd.config import WorkerConfig
@@ -14,11 +14,12 @@ from dopd.engine.contract import Engine, JobOutput
 from dopd.errors import BadRequest, BusError, RequestError
 from dopd.obs.log import get_logger
 from dopd.runtime.clock import Runtime
-from dopd.worker import credit, role, segment
+from dopd.worker import role, segment
 from dopd.worker.credit import Account
-from dopd.worker.health import Pulse
 from dopd.worker.outbox import Outbox, run_again, run_of
+from dopd.worker.past import Past
 from dopd.worker.segment import Held
+from dopd.worker.vitals import Vitals
 from dopd_proto.base import Role
 from dopd_proto.control import RoleChange
 from dopd_proto.request import (
@@ -39,21 +40,6 @@ from dopd_proto.telemetry import GatewayState, Phase, WorkerState
 _ENDS: dict[str, RunEnd] = {"stop": "stop", "length": "length", "aborted": "aborted", "failed": "failed"}
 
 
-class Ended(NamedTuple):
-    """Work that has ended, kept for a while in case its last tokens got lost."""
-
-    held: Held
-    end: RunEnd
-    expires_s: float
-
-
-class Void(NamedTuple):
-    """Attempts up to this one were aborted; their work may still arrive."""
-
-    attempt: int
-    expires_s: float
-
-
 class Worker:
     """One worker. `start` loads the engine and serves; `stop` gives back what is in hand and ends."""
 
@@ -72,13 +58,12 @@ class Worker:
         self.incarnation = runtime.new_id(worker_id)
         self.role = role.RoleState(first_role)
         self._engine, self._bus, self._runtime, self._config = engine, bus, runtime, config
-        self._model, self._kv_domain = model, kv_domain
+        self._vitals = Vitals((worker_id, self.incarnation), model, kv_domain, engine, config)
         self._held: dict[str, Held] = {}
-        self._ended: dict[str, Ended] = {}
-        self._void: dict[str, Void] = {}
+        self._past = Past(config.resend_buffer_s)
+        self._ended, self._void = self._past.ended, self._past.void
         self._accounts: dict[str, Account] = {}
         self._outbox = Outbox(bus, worker_id, self.incarnation, self._accounts)
-        self._pulse = Pulse(config.slow_s, config.stall_s)
         self._phase: Phase = "starting"
         self._echo_s = 0.0
         self._missed = 0
@@ -169,8 +154,7 @@ class Worker:
             return "deadline", "the request's time is up"
         if self._phase in ("stopping", "failed"):
             return "draining", f"the worker is {self._phase}"
-        void = self._void.get(work.request_id)
-        if void is not None and work.attempt <= void.attempt:
+        if self._past.is_void(work.request_id, work.attempt):
             return "stale", "the attempt was aborted"
         kind: role.Kind = "prefill" if isinstance(work, PrefillWork) else "decode"
         reason = role.refusal(self.role, kind, work.segment.epoch, work.any_role)
@@ -189,8 +173,7 @@ class Worker:
 
     def _on_abort(self, delivery: Delivery[Abort]) -> None:
         abort = delivery.message
-        before = self._void.pop(abort.request_id, None)
-        self._void[abort.request_id] = Void(max(abort.attempt, before.attempt if before else 0), self._expiry_s())
+        self._past.abort(abort.request_id, abort.attempt, self._runtime.now())
         for held in [h for h in self._held.values() if h.work.request_id == abort.request_id]:
             if held.work.attempt <= abort.attempt:
                 self._engine.abort(held.job_id)
@@ -283,10 +266,7 @@ class Worker:
 
     def _close(self, held: Held, end: RunEnd) -> None:
         self._held.pop(held.job_id, None)
-        self._ended[held.job_id] = Ended(held, end, self._expiry_s())
-
-    def _expiry_s(self) -> float:
-        return self._runtime.now() + self._config.resend_buffer_s
+        self._past.close(held, end, self._runtime.now())
 
     # --- roles --------------------------------------------------------------------------------------------------
 
@@ -320,7 +300,7 @@ class Worker:
         if idle:
             self._emptied.set()
         # Neither a worker without work nor gateways with a used-up window wait for the next heartbeat.
-        freed = 2 * (self._said_held - len(self._held)) >= self._capacity()
+        freed = 2 * (self._said_held - len(self._held)) >= self._vitals.capacity(self.role.role)
         if idle or freed or self.role is not before:
             self._say()
 
@@ -364,11 +344,7 @@ class Worker:
         if self._bus.connected and listened_s > self._config.lease_s:
             for gateway_id in [g for g, account in self._accounts.items() if account.expires_s < self._echo_s]:
                 self._abandon(gateway_id)
-        # Both are in the order of their times, so only what has expired is looked at.
-        while self._ended and next(iter(self._ended.values())).expires_s < now_s:
-            self._ended.pop(next(iter(self._ended)))
-        while self._void and next(iter(self._void.values())).expires_s < now_s:
-            self._void.pop(next(iter(self._void)))
+        self._past.forget(now_s)
 
     def _on_echo(self, delivery: Delivery[WorkerState]) -> None:
         if delivery.message.incarnation == self.incarnation:
@@ -381,55 +357,12 @@ class Worker:
         except BusError as error:
             self._log.warning("state_not_sent", error=str(error))
 
-    def _capacity(self) -> int:
-        """Requests that may be in hand in all, in the present role."""
-        most = self._config.max_requests or self._engine.max_running
-        return min(most, self._config.max_prefills) if self.role.role == "prefill" else most
-
     def state(self) -> WorkerState:
-        """This worker now."""
-        load, now_s = self._engine.load(), self._runtime.now()
-        phase = self._judge(load, now_s)
-        capacity = self._capacity()
-        self._said_held = len(self._held)
-        reserved = sum(held.most_tokens for held in self._held.values())
-        free = credit.free_slots(capacity, len(self._held), reserved, load.kv_total_tokens) if phase == "serving" else 0
-        return WorkerState(
-            worker_id=self.worker_id,
-            incarnation=self.incarnation,
-            role=self.role.role,
-            epoch=self.role.epoch,
-            phase=phase,
-            model=self._model,
-            kv_domain=self._kv_domain,
-            sent_s=now_s,
-            lease_s=self._config.lease_s,
-            decision_id=self.role.decision_id,
-            accepting_at_s=self.role.accepting_at_s,
-            drained_at_s=self.role.drained_at_s,
-            steps=load.steps,
-            running=load.running,
-            waiting=load.waiting,
-            decoding=load.decoding,
-            queued_prefill_tokens=load.queued_prefill_tokens,
-            context_tokens=load.context_tokens,
-            kv_used_tokens=load.kv_used_tokens,
-            kv_total_tokens=load.kv_total_tokens,
-            store_total_tokens=load.store_total_tokens,
-            store_ok=load.store_ok,
-            kv_misses=self._missed,
-            max_model_len=self._engine.max_model_len,
-            grants=credit.grants(self._accounts, free),
-        )
-
-    def _judge(self, load: Any, now_s: float) -> Phase:
-        """The phase that the state shows. A dead engine ends the process; a frozen one may come back."""
-        if self._phase in ("starting", "stopping"):
-            return self._phase
-        health = self._pulse.feel(load, now_s)
-        if not load.alive and not self.failed.is_set():
+        """This worker now. A dead engine ends the process; a frozen one may come back."""
+        load = self._engine.load()
+        if self._phase not in ("starting", "stopping") and not load.alive and not self.failed.is_set():
             self._log.error("engine_died")
             self.failed.set()
-        if health != "good":
-            return "failed" if health == "failed" else "stalled"
-        return "draining" if self.role.next_role is not None else "serving"
+        self._said_held = len(self._held)
+        held, now_s = self._held.values(), self._runtime.now()
+        return self._vitals.state(self._phase, self.role, load, held, self._accounts, self._missed, now_s)

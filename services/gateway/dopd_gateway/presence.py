@@ -1,0 +1,68 @@
+"""`Presence`: this gateway among others. Says that it is there and what it counts, hears who else is.
+
+Consumes the heartbeats of all gateways; produces `GatewayState`, `Arrivals` and `Outcomes`, and up to when others'
+silence means anything.
+"""
+
+from dopd.bus import Bus, Delivery
+from dopd.config import GatewayConfig
+from dopd.runtime.clock import Runtime
+from dopd_gateway.windows import Windows
+from dopd_proto.subjects import ARRIVALS, GATEWAY_STATE, OUTCOMES
+from dopd_proto.telemetry import GatewayState
+
+
+class Presence:
+    """One gateway's heartbeat, and its counts of the present window."""
+
+    def __init__(self, gateway_id: str, incarnation: str, bus: Bus, runtime: Runtime, config: GatewayConfig) -> None:
+        self._me = (gateway_id, incarnation)
+        self._bus, self._runtime, self._config = bus, runtime, config
+        self._peers: dict[str, float] = {}
+        self._echo_s = runtime.now()
+        self.windows = Windows(gateway_id, incarnation, runtime.now())
+
+    @property
+    def gateways(self) -> int:
+        """How many share the workers, this one included."""
+        return len(self._peers) or 1
+
+    def heard(self, delivery: Delivery[GatewayState]) -> None:
+        """A heartbeat, ours or another's."""
+        state = delivery.message
+        self._peers[state.gateway_id] = self._runtime.now() + state.lease_s
+        if state.incarnation == self._me[1]:
+            self._echo_s = self._runtime.now()
+
+    def forget_lapsed(self) -> None:
+        """Peers whose lease is over."""
+        now_s = self._runtime.now()
+        self._peers = {peer: until_s for peer, until_s in self._peers.items() if until_s > now_s}
+
+    def listened_until_s(self) -> float | None:
+        """Up to when others' silence counts: our own last heartbeat that came back; None when it does not count.
+
+        At the echo the broker, and we, were awake. Whoever lost the connection as we did gets a lease to come back.
+        """
+        listened_s = self._runtime.loop_time(self._echo_s) - self._bus.connected_since_s
+        return self._echo_s if listened_s > self._config.lease_s else None
+
+    def say(self, waiting: int, running: int) -> None:
+        """Publish the heartbeat."""
+        state = GatewayState(
+            gateway_id=self._me[0],
+            incarnation=self._me[1],
+            sent_s=self._runtime.now(),
+            lease_s=self._config.lease_s,
+            waiting=waiting,
+            running=running,
+        )
+        self._bus.publish(GATEWAY_STATE.at(gateway_id=self._me[0]), state)
+
+    def close_window(self) -> None:
+        """Publish the counts of the window and begin the next."""
+        now_s = self._runtime.now()
+        arrivals, outcomes = self.windows.close(now_s)
+        self.windows = Windows(*self._me, now_s)
+        self._bus.publish(ARRIVALS.at(gateway_id=self._me[0]), arrivals)
+        self._bus.publish(OUTCOMES.at(gateway_id=self._me[0]), outcomes)
