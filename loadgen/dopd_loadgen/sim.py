@@ -1,0 +1,143 @@
+"""The same load against the same services in virtual time: `simulate` gives a `Run` like any other.
+
+Consumes a schedule, a `Config` and a seed; produces a `Run` whose times are exact and a function of the seed. Token
+times are the workers' own: the way from worker to client takes no virtual time.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from dopd.bus import Delivery
+from dopd.config import Config
+from dopd.errors import RequestError
+from dopd.perf.profile import named
+from dopd.runtime.clock import Runtime
+from dopd.runtime.virtual import VirtualRuntime, run_virtual
+from dopd.slo import Slo
+from dopd_gateway.service import Gateway
+from dopd_gateway.stream import Inbound
+from dopd_loadgen.cluster import LocalCluster
+from dopd_loadgen.drive import DriveSettings, Progress, drive, zero_of
+from dopd_loadgen.model import Failure, Planned, Record, RoleCount, Run
+from dopd_proto.request import Sampling
+from dopd_proto.subjects import WORKER_STATE
+from dopd_proto.telemetry import WorkerState
+
+BUS_LATENCY_S = 2e-4
+Prompt = Callable[[Planned], list[int]]
+
+
+class VirtualTarget:
+    """A `Target` on a gateway's token side, in the gateway's own process and time."""
+
+    def __init__(self, gateway: Gateway, runtime: Runtime, prompt: Prompt, slo: Slo, timeout_s: float) -> None:
+        self._gateway, self._runtime, self._prompt = gateway, runtime, prompt
+        self._slo, self._timeout_s = slo, timeout_s
+
+    async def open(self) -> None:
+        """The cluster is up already."""
+
+    async def close(self) -> None:
+        """The cluster is stopped by whoever started it."""
+
+    async def send(self, planned: Planned, record: Record) -> None:
+        zero_s = zero_of(record, self._runtime.now())
+        deadline_s = zero_s + planned.at_s + self._timeout_s
+        sampling = Sampling(max_tokens=planned.osl_tokens, temperature=0.0, ignore_eos=True)
+        try:
+            stream = self._gateway.open(Inbound(self._prompt(planned), sampling, self._slo, deadline_s))
+            record.request_id = stream.request_id
+            try:
+                async for piece in stream:
+                    record.times_s += [time_s - zero_s for time_s in piece.times_s]
+                    record.finish_reason = piece.end or ""
+            finally:
+                stream.cancel()
+            record.failure = ""
+        except RequestError as error:
+            record.failure, record.detail, record.status = _kind(error), error.message, error.status
+        finally:
+            record.counts = [1] * len(record.times_s)
+            record.prompt_tokens = planned.isl_tokens
+            record.ended_s = self._runtime.now() - zero_s
+
+
+def _kind(error: RequestError) -> Failure:
+    if error.status in (429, 503):
+        return "rejected"
+    if error.status == 504:
+        return "timeout"
+    return "client_error" if error.status < 500 else "server_error"
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """What `simulate` is to run."""
+
+    config: Config
+    seed: int
+    prompt: Prompt
+    timeout_s: float
+    span_s: float
+    label: str = ""
+
+
+def simulate(
+    schedule: Sequence[Planned], what: Simulation, on_progress: Callable[[Progress], None] | None = None
+) -> Run:
+    """Run the schedule to its end. Raises ConfigError for a config that cannot be simulated."""
+    return run_virtual(_simulated(schedule, what, on_progress))
+
+
+async def _simulated(
+    schedule: Sequence[Planned], what: Simulation, on_progress: Callable[[Progress], None] | None
+) -> Run:
+    config = what.config
+    runtime = VirtualRuntime(what.seed)
+    cluster = LocalCluster(runtime, config, together=True, latency_s=BUS_LATENCY_S)
+    roles = Roles(runtime)
+    await cluster.start()
+    await cluster.broker.connect("observer").subscribe(WORKER_STATE.at(), roles.saw)
+    slo = Slo(config.slo.ttft_s, config.slo.tpot_s)
+    target = VirtualTarget(cluster.gateway, runtime, what.prompt, slo, what.timeout_s)
+    roles.zero_s = runtime.now()
+    records = await drive(schedule, target, DriveSettings(timeout_s=what.timeout_s), on_progress)
+    ended_s = runtime.now() - roles.zero_s
+    gpus = len(cluster.workers) * named(config.engine.profile).gpus
+    await cluster.stop()
+    return Run(
+        label=what.label or config.policy.name,
+        api="virtual",
+        target=f"{config.cluster.prefill}P{config.cluster.decode}D {config.engine.profile}",
+        model="sim",
+        seed=what.seed,
+        started_unix_s=0.0,
+        span_s=what.span_s,
+        ended_s=ended_s,
+        slo_ttft_s=slo.ttft_s,
+        slo_tpot_s=slo.tpot_s,
+        records=records,
+        gpus=gpus,
+        gpu_seconds=gpus * what.span_s,
+        roles=roles.counts,
+    )
+
+
+class Roles:
+    """Workers per role over time, from what the workers say."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._of: dict[str, str] = {}
+        self.zero_s = 0.0
+        self.counts: list[RoleCount] = []
+
+    def saw(self, delivery: Delivery[WorkerState]) -> None:
+        """Take a worker's state."""
+        state = delivery.message
+        if self._of.get(state.worker_id) == state.role:
+            return
+        self._of[state.worker_id] = state.role
+        now = list(self._of.values())
+        at_s = self._runtime.now() - self.zero_s
+        self.counts.append(RoleCount(at_s, now.count("prefill"), now.count("decode"), now.count("mixed")))
