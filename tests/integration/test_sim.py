@@ -1,4 +1,4 @@
-"""A schedule against the virtual cluster: every request has its record, times are exact, the seed decides everything."""
+"""A schedule against the virtual cluster: each request has its record, times are exact, the seed decides everything."""
 
 import random
 
