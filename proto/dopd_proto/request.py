@@ -44,7 +44,8 @@ class Sampling(Message):
 class Generate(Message, forbid_unknown_fields=True):
     """The public NATS request on `dopd.v1.generate`: a completion, streamed to the caller's inbox if `stream`.
 
-    `prompt` is text or token ids. `timeout_s` bounds the whole request (default: the gateway's).
+    `prompt` is text or token ids. `timeout_s` bounds the whole request (default: the gateway's). `timeline` asks for
+    the request's phases with its end. `traceparent` (W3C Trace Context) puts its spans into the caller's trace.
     """
 
     model: str
@@ -61,6 +62,8 @@ class Generate(Message, forbid_unknown_fields=True):
     return_tokens: bool = False
     timeout_s: float | None = None
     priority: int = 0
+    timeline: bool = False
+    traceparent: str = ""
 
 
 class Usage(Message):
@@ -81,7 +84,10 @@ class Chunk(Message):
 
 
 class Completion(Message):
-    """The end of a completion. Streamed: `text` and `tokens` are empty and `seq` is the number of chunks sent."""
+    """The end of a completion. Streamed: `text` and `tokens` are empty and `seq` is the number of chunks sent.
+
+    `timeline`, if it was asked for: name, start and end (seconds since the epoch) and process of each phase.
+    """
 
     request_id: str
     model: str
@@ -90,6 +96,7 @@ class Completion(Message):
     text: str = ""
     tokens: bytes = b""
     seq: int = 0
+    timeline: tuple[tuple[str, float, float, str], ...] = ()
 
 
 class BatchTag(Message):
@@ -160,11 +167,28 @@ class WorkReply(Message):
     message: str = ""
 
 
+class Timing(Message):
+    """When a segment went through its worker, on the worker's clock; None: not known, or it did not happen.
+
+    `received_s` the work was accepted, `fetch_s` and `fetched_s` begin and end of moving KV from the store to here,
+    `scheduled_s` the engine first computed something, `done_s` the segment was over and the request not,
+    `accepted_s` the next worker had taken it.
+    """
+
+    received_s: float | None = None
+    fetch_s: float | None = None
+    fetched_s: float | None = None
+    scheduled_s: float | None = None
+    done_s: float | None = None
+    accepted_s: float | None = None
+
+
 class Run(Message):
     """New tokens of one request: `index` is the output index of the first of them, `times_s` the worker's clock.
 
     `local_cached_tokens` and `store_cached_tokens` (first run of a segment) say how much of the input the engine's own
-    prefix cache and the KV store gave; `missed_tokens` what an earlier segment had stored and was not found.
+    prefix cache and the KV store gave; `missed_tokens` what an earlier segment had stored and was not found. `timing`
+    comes with a segment's first run, the one that ends it, and the one that tells of the hand-over.
     """
 
     request_id: str
@@ -178,6 +202,7 @@ class Run(Message):
     store_cached_tokens: int = 0
     missed_tokens: int = 0
     failure: Failure | None = None
+    timing: Timing | None = None
 
 
 class TokenBatch(Message):

@@ -97,6 +97,7 @@ class Answer:
 
     def _completion(self, end: FinishReason, text: str = "", tokens: bytes = b"", *, seq: int) -> Completion:
         usage = Usage(prompt_tokens=len(self.prompt), completion_tokens=self._count)
+        phases = self._stream.timeline() if self._request.timeline else []
         return Completion(
             request_id=self.request_id,
             model=self._request.model,
@@ -105,4 +106,5 @@ class Answer:
             text=text,
             tokens=tokens,
             seq=seq,
+            timeline=tuple((name, start_s, end_s, place.where) for name, start_s, end_s, place in phases),
         )

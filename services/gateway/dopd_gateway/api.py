@@ -55,7 +55,9 @@ class TextGateway:
         tokens = await self._tokens(request.prompt)
         check_prompt(tokens, request, self._vocabulary.vocab_size, self.max_model_len)
         sampling = sampling_of(request, self._vocabulary.vocab_size)
-        stream = self._gateway.open(Inbound(tokens, sampling, self._slo, deadline_s, request.priority))
+        stream = self._gateway.open(
+            Inbound(tokens, sampling, self._slo, deadline_s, request.priority, request.traceparent)
+        )
         return Answer(request, tokens, stream, self._vocabulary)
 
     async def complete(self, request: Generate) -> Completion:

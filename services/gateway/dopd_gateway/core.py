@@ -5,11 +5,16 @@ attempt; everything else is late and ignored.
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from dopd.policy.base import RequestView
 from dopd_gateway.stream import Inbound, Piece
+from dopd_gateway.timeline import Place, Timeline
 from dopd_proto.base import pack_tokens, unpack_tokens
-from dopd_proto.request import BatchTag, DecodeWork, PrefillWork, Run, RunEnd, Segment
+from dopd_proto.request import BatchTag, DecodeWork, PrefillWork, Run, RunEnd, Segment, Timing
+
+End = Literal["stop", "length", "cancelled", "failed"]
+"""How a request ends for its client."""
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +46,7 @@ class Request:
     asking: bool = False
     missed_tokens: int = 0
     ended: bool = False
+    timeline: Timeline = field(default_factory=Timeline)
 
     @property
     def total_tokens(self) -> int:
@@ -53,6 +59,10 @@ class Request:
     def knows(self, worker_id: str, incarnation: str) -> bool:
         """Whether this worker's word counts for the present attempt."""
         return any(s.worker_id == worker_id and s.incarnation == incarnation for s in self.slip)
+
+    def place_of(self, segment: Segment) -> Place:
+        """The present attempt on this segment's worker, for the timeline."""
+        return Place(segment.worker_id, self.attempt, segment.epoch)
 
     def doubtful(self, now_s: float, silence_s: float) -> bool:
         """Whether to ask its workers: tokens are missing, or the one that has the work has said nothing for long."""
@@ -83,16 +93,31 @@ def take(request: Request, run: Run, worker_id: str, incarnation: str) -> Taken:
     request.missed_tokens += run.missed_tokens
     if run.started and (request.stage or len(request.slip) == 1):
         request.unfetched = False
+    if run.timing is not None:
+        _note(request, run, run.timing, worker_id)
     tokens = unpack_tokens(run.tokens)[have - run.index :]
     times = run.times_s[have - run.index :]
     request.output += tokens
     end = run.end if len(request.output) >= run.index + len(run.tokens) // 4 else None
     if times:
-        request.first_s = request.first_s if request.first_s is not None else times[0]
+        if request.first_s is None:
+            request.first_s = times[0]
+            request.timeline.first_token(times[0], request.heard_s, request.place_of(request.slip[place]))
         request.last_s = times[-1]
     final = end if end in ("stop", "length") else None
     piece = Piece(have, tuple(tokens), tuple(times), final) if tokens or final else None
     return Taken(piece, end=end)
+
+
+def _note(request: Request, run: Run, timing: Timing, worker_id: str) -> None:
+    """For the timeline. Where both segments are on one worker, the later one speaks once it is responsible."""
+    places = [place for place, s in enumerate(request.slip) if s.worker_id == worker_id]
+    place = places[-1] if places[-1] <= request.stage else places[0]
+    segment = request.slip[place]
+    computes = not request.output or segment.stop is not None or not (place or request.kv_tokens)
+    request.timeline.ran(
+        request.place_of(segment), timing, run.times_s, computes, goes_on=run.end in (None, "handed_over")
+    )
 
 
 def due(request: Request) -> tuple[Run, str, str] | None:

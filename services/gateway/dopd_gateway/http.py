@@ -4,6 +4,8 @@ Consumes: HTTP requests, a `TextGateway`. Produces: an ASGI app; every error has
 cancels its request, streamed or not. An error before the first token has its own HTTP status, a later one is an event.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -16,7 +18,7 @@ from starlette.routing import Route
 from dopd.errors import PayloadTooLarge, RequestError, Unavailable, UnknownModel
 from dopd_gateway.api import TextGateway
 from dopd_gateway.event_stream import INTERNAL, EventStream, unless_gone
-from dopd_gateway.openai_parse import parse
+from dopd_gateway.openai_parse import Ask, parse
 from dopd_gateway.openai_write import Writer, error_json
 from dopd_proto.request import Failure
 
@@ -48,7 +50,7 @@ class _Pages:
         self._api, self._max_body_bytes = api, max_body_bytes
 
     async def completions(self, request: Request) -> Response | EventStream:
-        ask = parse(await _body(request, self._max_body_bytes))
+        ask = _with_headers(parse(await _body(request, self._max_body_bytes)), request.headers)
         answer = await self._api.open(ask.generate)
         writer = Writer(ask, answer.request_id, self._api.now(), answer.prompt)
         if ask.generate.stream:
@@ -85,6 +87,15 @@ class _Pages:
             "owned_by": "dopd",
             "max_model_len": self._api.max_model_len,
         }
+
+
+def _with_headers(ask: Ask, headers: Mapping[str, str]) -> Ask:
+    """What the body has no field for: `x-dopd-timeline: 1`, and the caller's `traceparent`."""
+    timeline, traceparent = headers.get("x-dopd-timeline") == "1", headers.get("traceparent", "")
+    if not timeline and not traceparent:
+        return ask
+    generate = msgspec.structs.replace(ask.generate, timeline=timeline, traceparent=traceparent)
+    return replace(ask, generate=generate)
 
 
 async def _body(request: Request, limit_bytes: int) -> bytes:

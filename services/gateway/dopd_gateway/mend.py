@@ -125,6 +125,8 @@ class Mend:
         """The attempt failed: a new one with the tokens so far as input, or the end."""
         self._desk.release(request)
         holder = request.holder()
+        if holder is not None:
+            request.timeline.lost(request.last_s, request.place_of(holder))
         request.failures += 1
         if request.failures >= self._config.max_attempts:
             self._desk.fail(request, error)

@@ -29,6 +29,11 @@ def _usage(usage: Usage) -> dict[str, int]:
     }
 
 
+def _timeline(completion: Completion) -> dict[str, Any]:
+    """In the last object of an answer, if it was asked for."""
+    return {"timeline": completion.timeline} if completion.timeline else {}
+
+
 class Writer:
     """Writes one answer, plain or as server-sent events. `prompt` is there when its ids were asked for."""
 
@@ -46,7 +51,8 @@ class Writer:
     def plain(self, completion: Completion) -> bytes:
         """The body of an answer that is not streamed."""
         choice = self._choice(completion.text, completion.tokens, completion.finish_reason)
-        return msgspec.json.encode({**self._head, "choices": [choice], "usage": _usage(completion.usage)})
+        body = {**self._head, "choices": [choice], "usage": _usage(completion.usage), **_timeline(completion)}
+        return msgspec.json.encode(body)
 
     def events(self, part: Part) -> bytes:
         """One event for the part, with the finish reason in the last; then usage if asked for, and the end mark.
@@ -55,12 +61,13 @@ class Writer:
         """
         text, packed = (part.chunk.text, part.chunk.tokens) if part.chunk is not None else ("", b"")
         choice = self._choice(text, packed, part.end.finish_reason if part.end is not None else None)
-        out = event(msgspec.json.encode({**self._head, "choices": [choice], **self._usage_so_far(part)}))
+        body = {**self._head, "choices": [choice], **self._usage_so_far(part)}
         if part.end is None:
-            return out
-        if self._with_usage:
-            out += event(msgspec.json.encode({**self._head, "choices": [], "usage": _usage(part.end.usage)}))
-        return out + event(b"[DONE]")
+            return event(msgspec.json.encode(body))
+        if not self._with_usage:
+            return event(msgspec.json.encode({**body, **_timeline(part.end)})) + _DONE
+        usage = {**self._head, "choices": [], "usage": _usage(part.end.usage), **_timeline(part.end)}
+        return event(msgspec.json.encode(body)) + event(msgspec.json.encode(usage)) + _DONE
 
     def _usage_so_far(self, part: Part) -> dict[str, Any]:
         if self._each_with_usage:
@@ -80,3 +87,6 @@ class Writer:
 def event(data: bytes) -> bytes:
     """One server-sent event."""
     return b"data: " + data + b"\n\n"
+
+
+_DONE = event(b"[DONE]")

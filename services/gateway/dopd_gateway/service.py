@@ -4,7 +4,7 @@ Consumes `Inbound` requests, worker states and token batches; produces `Piece` s
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from dopd.bus import Bus, Delivery, Subscription
@@ -15,11 +15,12 @@ from dopd.obs.log import get_logger
 from dopd.policy.base import Dispatch, Policy
 from dopd.runtime.clock import Runtime
 from dopd_gateway import core, placing
-from dopd_gateway.core import Request
+from dopd_gateway.core import End, Request
 from dopd_gateway.fleet import Fleet
 from dopd_gateway.mend import Mend
 from dopd_gateway.presence import Presence
 from dopd_gateway.stream import Inbound, Stream
+from dopd_gateway.timeline import Place
 from dopd_proto.request import (
     Abort,
     BatchTag,
@@ -41,13 +42,21 @@ class Gateway:
     """One gateway process' requests."""
 
     def __init__(
-        self, gateway_id: str, policy: Policy, bus: Bus, runtime: Runtime, config: GatewayConfig, model: str
+        self,
+        gateway_id: str,
+        policy: Policy,
+        bus: Bus,
+        runtime: Runtime,
+        config: GatewayConfig,
+        model: str,
+        on_ended: Callable[[Request, End, RequestError | None], None] | None = None,
     ) -> None:
+        """`on_ended` hears of every request when it is over, with its timeline."""
         self.gateway_id = gateway_id
         self.incarnation = runtime.new_id(gateway_id)
         self.model = model
         self.fleet = Fleet(gateway_id, self.incarnation)
-        self._bus, self._runtime, self._config = bus, runtime, config
+        self._bus, self._runtime, self._config, self._on_ended = bus, runtime, config, on_ended
         self._scheduler = policy.scheduler()
         self._state: Any = self._scheduler.initial()
         self._requests: dict[str, Request] = {}
@@ -113,7 +122,9 @@ class Gateway:
             raise Unavailable(f"{len(self._waiting)} requests wait already")
         now_s = self._runtime.now()
         request = Request(self._runtime.new_id("req"), inbound, now_s)
-        stream = Stream(request.request_id, lambda: self.cancel(request))
+        stream = Stream(
+            request.request_id, lambda: self.cancel(request), lambda: request.timeline.phases(self._runtime.now())
+        )
         self._requests[request.request_id], self._streams[request.request_id] = request, stream
         self._presence.windows.arrived(len(inbound.tokens), inbound.sampling.max_tokens)
         self._timers[request.request_id] = asyncio.get_running_loop().call_at(
@@ -126,12 +137,13 @@ class Gateway:
         """The client has gone."""
         if not request.ended:
             self.void(request)
-            self._end(request, completed=False)
+            self._end(request, "cancelled")
 
     # --- schedule -----------------------------------------------------------------------------------------------
 
     def wait(self, request: Request) -> None:
         """To the queue, in the place of its arrival."""
+        request.timeline.begin("queued", self._runtime.now(), Place(self.gateway_id))
         self._waiting[request.request_id] = request
         self._soon()
 
@@ -193,6 +205,7 @@ class Gateway:
         request.attempt += 1
         request.slip, request.stage, request.stash = slip, 0, []
         request.placed_tokens, request.heard_s = request.total_tokens, self._runtime.now()
+        request.timeline.placed(request.heard_s, Place(self.gateway_id, request.attempt))
         request.unfetched = len(slip) > 1
         request.unsettled = {}
         for place, segment in enumerate(slip):
@@ -269,7 +282,7 @@ class Gateway:
 
     def _on_end(self, request: Request, end: RunEnd, run: Run) -> None:
         if end in ("stop", "length"):
-            self._end(request, completed=True)
+            self._end(request, end)
         elif end == "handed_over":
             request.stage = len(request.slip) - 1
             self._settle(request, request.slip[-1].worker_id, received=True)
@@ -307,9 +320,13 @@ class Gateway:
         if not request.ended:
             self._streams[request.request_id].put(error)
             self.void(request)
-            self._end(request, completed=False)
+            self._end(request, "failed", error)
 
-    def _end(self, request: Request, completed: bool) -> None:
+    def _end(self, request: Request, end: End, error: RequestError | None = None) -> None:
+        completed, holder = end in ("stop", "length"), request.holder()
+        if completed and holder is not None:
+            request.timeline.begin("finished", request.last_s, request.place_of(holder))
+        request.timeline.close(self._runtime.now())
         request.ended = True
         self.release(request)
         self._waiting.pop(request.request_id, None)
@@ -319,6 +336,8 @@ class Gateway:
         if timer is not None:
             timer.cancel()
         self._presence.windows.left(request, completed)
+        if self._on_ended is not None:
+            self._on_ended(request, end, error)
         self._soon()
 
     def _settle(self, request: Request, worker_id: str, received: bool) -> None:

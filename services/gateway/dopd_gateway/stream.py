@@ -10,18 +10,20 @@ from typing import Protocol
 
 from dopd.errors import RequestError
 from dopd.slo import Slo
+from dopd_gateway.timeline import Phase
 from dopd_proto.request import FinishReason, Sampling
 
 
 @dataclass(frozen=True, slots=True)
 class Inbound:
-    """A validated, tokenized request. `deadline_s` is on the runtime's clock."""
+    """A validated, tokenized request. `deadline_s` is on the runtime's clock, `traceparent` the caller's span."""
 
     tokens: list[int]
     sampling: Sampling
     slo: Slo
     deadline_s: float
     priority: int = 0
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +50,16 @@ class TokenStream(Protocol):
     def cancel(self) -> None:
         """The reader is gone or has enough (stop string): abort the work and free its KV. May be called twice."""
 
+    def timeline(self) -> list[Phase]:
+        """What the request has gone through so far, and after its end in all."""
+
 
 class Stream:
     """The token side's end of it: a queue between the one who puts in and the one reader. `leave` ends the work."""
 
-    def __init__(self, request_id: str, leave: Callable[[], None]) -> None:
+    def __init__(self, request_id: str, leave: Callable[[], None], phases: Callable[[], list[Phase]]) -> None:
         self.request_id = request_id
-        self._leave = leave
+        self._leave, self.timeline = leave, phases
         self._events: asyncio.Queue[Piece | RequestError] = asyncio.Queue()
 
     def put(self, event: Piece | RequestError) -> None:

@@ -34,10 +34,18 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Cached:
-    """Where the input's KV came from, in tokens: the engine's own prefix cache, and the shared store."""
+    """Where the input's KV came from, in tokens: the engine's own prefix cache, and the shared store.
+
+    And when: `scheduled_s` the engine first computed something of the job, `fetch_s` and `fetched_s` it began and ended
+    to move KV from the store. The runtime's clock; None where it is not known or nothing was moved. Two are equal
+    when the tokens are.
+    """
 
     local_tokens: int = 0
     store_tokens: int = 0
+    scheduled_s: float | None = field(default=None, compare=False)
+    fetch_s: float | None = field(default=None, compare=False)
+    fetched_s: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

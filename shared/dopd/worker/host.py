@@ -8,6 +8,8 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
+from msgspec.structs import replace
+
 from dopd.bus import Bus, Delivery, Subscription
 from dopd.config import WorkerConfig
 from dopd.engine.contract import Engine, JobOutput
@@ -31,6 +33,7 @@ from dopd_proto.request import (
     Run,
     RunEnd,
     Segment,
+    Timing,
     Work,
     WorkReply,
 )
@@ -138,6 +141,7 @@ class Worker:
         if job_id not in self._held and job_id not in self._ended:
             try:
                 held = segment.hold(work)
+                held.timing = Timing(received_s=self._runtime.now())
                 self._held[job_id] = held
                 self._emptied.clear()
                 self._engine.submit(segment.job_of(held))
@@ -209,7 +213,9 @@ class Worker:
         if end is not None and end != "handed_over":
             self._close(held, end)
         # A hand-over is reported when the other side has taken the work.
-        run = run_of(held, output, None if end == "handed_over" else end, missed)
+        over = end in ("handed_over", "open", "migrated")
+        timing = segment.timing_of(held, output.cached, self._runtime.now() if over else None)
+        run = run_of(held, output, None if end == "handed_over" else end, missed, timing)
         self._outbox.add(held.work.gateway_id, run)
         if end == "handed_over":
             self._spawn(self._hand_over(held))
@@ -243,11 +249,14 @@ class Worker:
         end: RunEnd = "handed_over" if await self._offer(segment.next_work(held, target), target) else "open"
         if held.job_id in self._held:
             self._close(held, end)
+            if end == "handed_over":
+                held.timing = replace(held.timing, accepted_s=self._runtime.now())
             run = Run(
                 request_id=held.work.request_id,
                 attempt=held.work.attempt,
                 index=held.index + len(held.made),
                 end=end,
+                timing=held.timing,
             )
             self._outbox.add(held.work.gateway_id, run)
             self._outbox.flush()

@@ -8,7 +8,7 @@ from dopd.errors import BusClosed
 from dopd.worker.credit import Account
 from dopd.worker.segment import Held, since
 from dopd_proto.base import pack_tokens
-from dopd_proto.request import Failure, Run, RunEnd, TokenBatch
+from dopd_proto.request import Failure, Run, RunEnd, Timing, TokenBatch
 from dopd_proto.subjects import TOKENS, Address
 
 
@@ -47,7 +47,7 @@ class Outbox:
                 return
 
 
-def run_of(held: Held, output: JobOutput, end: RunEnd | None, missed_tokens: int) -> Run:
+def run_of(held: Held, output: JobOutput, end: RunEnd | None, missed_tokens: int, timing: Timing | None) -> Run:
     """The message for one engine output, which has been appended to `held` already."""
     work, cached = held.work, output.cached
     return Run(
@@ -62,6 +62,7 @@ def run_of(held: Held, output: JobOutput, end: RunEnd | None, missed_tokens: int
         store_cached_tokens=cached.store_tokens if cached else 0,
         missed_tokens=missed_tokens,
         failure=_engine_failure(output.error) if end == "failed" else None,
+        timing=timing,
     )
 
 
@@ -76,6 +77,7 @@ def run_again(held: Held, index: int, end: RunEnd | None) -> Run:
         times_s=tuple(times),
         end=end,
         started=held.started,
+        timing=held.timing if held.told else None,  # before the first run it would lack what that one knows
     )
 
 

@@ -3,15 +3,22 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dopd.engine.contract import Job
+from msgspec.structs import replace
+
+from dopd.engine.contract import Cached, Job
 from dopd.worker.role import Kind
 from dopd_proto.base import pack_tokens, unpack_tokens
-from dopd_proto.request import DecodeWork, PrefillWork, Segment, Work
+from dopd_proto.request import DecodeWork, PrefillWork, Segment, Timing, Work
+
+_NO_TIMING = Timing()
 
 
 @dataclass(slots=True)
 class Held:
-    """Work in hand: what came in, and what has been made of it. `index` is the output index of the first made token."""
+    """Work in hand: what came in, and what has been made of it. `index` is the output index of the first made token.
+
+    `told` when a run of it has been sent.
+    """
 
     job_id: str
     kind: Kind
@@ -22,6 +29,8 @@ class Held:
     times_s: list[float] = field(default_factory=list)
     started: bool = False
     giving_back: bool = False
+    timing: Timing = _NO_TIMING
+    told: bool = False
 
     @property
     def most_tokens(self) -> int:
@@ -57,6 +66,20 @@ def job_of(held: Held) -> Job:
         return Job(held.job_id, tokens[:stop], work.prompt_tokens, 1, work.sampling, work.batch, work.priority, False)
     most = left if stop is None else min(left, stop - len(tokens) + 1)
     return Job(held.job_id, tokens, work.prompt_tokens, most, work.sampling, work.batch, work.priority)
+
+
+def timing_of(held: Held, cached: Cached | None, done_s: float | None) -> Timing | None:
+    """Keep what is known of the segment's times now; they go with its first run and with the one that ends it."""
+    if held.told and done_s is None:
+        return None
+    held.told = True
+    if cached is not None:
+        held.timing = replace(
+            held.timing, fetch_s=cached.fetch_s, fetched_s=cached.fetched_s, scheduled_s=cached.scheduled_s
+        )
+    if done_s is not None:
+        held.timing = replace(held.timing, done_s=done_s)
+    return held.timing
 
 
 def complete(held: Held) -> bool:

@@ -157,7 +157,7 @@ class SimCore:
         for seq in self.waiting:
             seq.admitted = seq.admitted or seq.job.job_id in allowed
         for seq in [seq for seq in self.waiting if seq.admitted]:
-            if budget <= 0 or not self._start(seq):
+            if budget <= 0 or not self._start(seq, now_s):
                 return
             self.waiting.remove(seq)
             self.running.append(seq)
@@ -166,7 +166,7 @@ class SimCore:
             self._plan.append((seq, share))
             budget -= share
 
-    def _start(self, seq: Seq) -> bool:
+    def _start(self, seq: Seq, now_s: float) -> bool:
         """Take what the caches have and blocks for the whole input. False when memory is short."""
         keys = chunk_keys(seq.tokens, self.chunk_tokens)
         local = self.pool.match(keys)
@@ -186,7 +186,8 @@ class SimCore:
         seq.computed = min(hit * self.chunk_tokens, len(seq.tokens) - 1)
         if seq.cached is None:
             in_local = min(local * self.chunk_tokens, seq.computed)
-            seq.cached = Cached(local_tokens=in_local, store_tokens=seq.computed - in_local)
+            moved = (seq.submitted_s, seq.ready_s) if seq.ready_s > seq.submitted_s else (None, None)
+            seq.cached = Cached(in_local, seq.computed - in_local, now_s, *moved)
         return True
 
     def _duration(self) -> float:
