@@ -2,7 +2,7 @@
 
 import pytest
 
-from dopd.slo import Slo, attains, tpot_s
+from dopd.slo import Slo, attains, met, tpot_s
 
 SLO = Slo(ttft_s=1.0, tpot_s=0.1)
 
@@ -30,3 +30,9 @@ def test_missing_tokens_are_a_miss() -> None:
 
 def test_one_slow_gap_is_forgiven_when_the_mean_holds() -> None:
     assert attains(SLO, 0.0, [0.5, 0.55, 0.73, 0.78], 4)
+
+
+def test_a_target_for_the_whole_answer_counts_where_it_is_given() -> None:
+    assert met(Slo(1.0, 0.1, e2e_s=2.0), 1.0, 2.0, 3.0, 11) == (True, True, True)
+    assert met(Slo(1.0, 0.1, e2e_s=1.9), 1.0, 2.0, 3.0, 11) == (True, True, False)
+    assert not attains(Slo(1.0, 0.1, e2e_s=1.9), 1.0, [2.0, 3.0], 2)
