@@ -26,6 +26,15 @@ async def a_job_gets_its_tokens_in_order_and_ends_once(rig: Rig) -> None:
         assert [output.cached is not None for output in outputs] == [True] + [False] * (len(outputs) - 1)
 
 
+async def the_first_output_says_when_the_job_was_first_computed(rig: Rig) -> None:
+    """On the clock of the tokens: after another job's last token, before its own first."""
+    before = await rig.one(job(prompt(SHORT), 2))
+    done = await rig.one(job(prompt(LONG), 3))
+    assert done.cached.scheduled_s is not None
+    assert before.times_s[-1] <= done.cached.scheduled_s <= done.times_s[0]
+    assert done.cached.fetch_s is done.cached.fetched_s is None  # there was nothing to fetch
+
+
 async def outputs_of_one_step_come_in_one_call(rig: Rig) -> None:
     batch = tag(4)
     jobs = [job(prompt(SHORT), 8, batch=batch) for _ in range(4)]
@@ -177,6 +186,7 @@ def _prefills(record: StepRecord, job_id: str) -> bool:
 
 CHECKS = [
     a_job_gets_its_tokens_in_order_and_ends_once,
+    the_first_output_says_when_the_job_was_first_computed,
     outputs_of_one_step_come_in_one_call,
     eight_short_prompts_start_in_one_step,
     a_batch_that_lacks_a_member_starts_after_a_while,

@@ -42,6 +42,9 @@ async def test_prefill_here_and_decode_there_equals_one_engine(a: Rig, b: Rig, a
     assert first.tokens + rest.tokens == expected
     whole = length // CHUNK * CHUNK
     assert rest.cached == Cached(local_tokens=0, store_tokens=whole)
+    fetch_s, fetched_s, scheduled_s = rest.cached.fetch_s, rest.cached.fetched_s, rest.cached.scheduled_s
+    assert fetch_s is not None and fetched_s is not None and scheduled_s is not None
+    assert first.times_s[-1] <= fetch_s <= fetched_s <= scheduled_s <= rest.times_s[0]
 
 
 @pytest.mark.parametrize("length", [64, 96])

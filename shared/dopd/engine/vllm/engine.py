@@ -5,13 +5,15 @@ imported when the engine starts, after the environment that it must find was pre
 promised to be equal across engines.
 
 What is delivered when: tokens with the step that made them, stamped on arrival here; `Cached` with the first output,
-exact, from vLLM's own count of local and external tokens; an abort at once, the KV being freed at the next step.
+exact, from vLLM's own count of local and external tokens, with its scheduler's times; an abort at once, the KV being
+freed at the next step.
 """
 
 import asyncio
 import contextlib
 import itertools
 import os
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -164,7 +166,8 @@ class VllmEngine:
                 if step.scheduler_stats is not None:
                     self._seen.step(step.scheduler_stats)
                 now_s = self._runtime.now()
-                outputs = [self._jobs.output(made, now_s) for made in step.outputs]
+                zero_s = now_s - time.monotonic()
+                outputs = [self._jobs.output(made, now_s, zero_s) for made in step.outputs]
                 self._emit([output for output in outputs if output is not None])
         except Exception as error:
             self._die(f"{type(error).__name__}: {error}")

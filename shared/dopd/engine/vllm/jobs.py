@@ -4,6 +4,7 @@ Consumes submitted jobs and what EngineCore's steps made; produces `JobOutput`s,
 and `EngineLoad`. Plain bookkeeping on the event loop's thread.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,8 @@ from dopd.engine.contract import Cached, EngineLoad, Job, JobEnd, JobOutput
 
 # vLLM's FinishReason, by its text
 ENDS: dict[str, JobEnd] = {"stop": "stop", "repetition": "stop", "length": "length", "abort": "aborted"}
+# vLLM's EngineCoreEventType
+QUEUED, SCHEDULED = 1, 2
 
 
 @dataclass(slots=True)
@@ -45,8 +48,8 @@ class Jobs:
         self.by_request.clear()
         return ended
 
-    def output(self, made: Any, now_s: float) -> JobOutput | None:
-        """What one `EngineCoreOutput` says; None when its job has ended before."""
+    def output(self, made: Any, now_s: float, zero_s: float) -> JobOutput | None:
+        """What one `EngineCoreOutput` says; None when its job has ended before. `zero_s`: monotonic time 0."""
         running = self.by_request.get(made.request_id)
         if running is None:
             return None
@@ -61,7 +64,7 @@ class Jobs:
             tokens,
             times_s=(now_s,) * len(tokens),
             end="length" if end == "stop" and not job.emit else end,
-            cached=cached_of(made.prefill_stats),
+            cached=cached_of(made.prefill_stats, made.events or (), zero_s),
             error=f"vLLM ended the request: {made.finish_reason}" if end == "failed" else "",
         )
 
@@ -85,6 +88,15 @@ class Jobs:
         )
 
 
-def cached_of(stats: Any) -> Cached | None:
-    """vLLM counts the two origins apart, and sends them with the first output."""
-    return None if stats is None else Cached(stats.num_local_cached_tokens, stats.num_external_cached_tokens)
+def cached_of(stats: Any, events: Sequence[Any], zero_s: float) -> Cached | None:
+    """vLLM counts the two origins apart, and sends them with the first output, beside the request's events.
+
+    Events have the monotonic time of EngineCore's process, which all processes of a machine share. `QUEUED` comes
+    first of all, and where KV is fetched once more at its begin and at its end.
+    """
+    if stats is None:
+        return None
+    scheduled_s = next((zero_s + event.timestamp for event in events if event.type == SCHEDULED), None)
+    fetch = [zero_s + event.timestamp for event in events if event.type == QUEUED][1:]
+    begin_s, end_s = (fetch[0], fetch[-1]) if len(fetch) > 1 else (None, None)
+    return Cached(stats.num_local_cached_tokens, stats.num_external_cached_tokens, scheduled_s, begin_s, end_s)

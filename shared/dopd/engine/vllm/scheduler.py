@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.engine import EngineCoreEventType
 from vllm.v1.engine.core import EngineCore
+from vllm.v1.metrics.stats import KV_FETCH_COMPLETED_WAITING, KV_FETCH_IN_PROGRESS
 from vllm.v1.request import RequestStatus
 
 from dopd.engine.vllm.admission import Admission
@@ -115,6 +117,13 @@ class PolicyScheduler(AsyncScheduler):
             return False
         waits: bool = request.status == RequestStatus.WAITING_FOR_REMOTE_KVS
         return waits or bool(RequestStatus.is_finished(request.status))
+
+    def _set_kv_fetch_stage(self, request: Any, stage: str | None) -> None:
+        super()._set_kv_fetch_stage(request, stage)
+        # A request's events go to the front with its first output. There is none for a fetch: it is queued once more
+        # when it waits for its KV, and again when the KV is here (`jobs.py` reads it so).
+        if stage in (KV_FETCH_IN_PROGRESS, KV_FETCH_COMPLETED_WAITING):
+            request.record_event(EngineCoreEventType.QUEUED)
 
     def make_stats(self, *args: Any, **kwargs: Any) -> Any:
         now_s = time.monotonic()
