@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from dopd.runtime.lifeline import hold_to_parent
+from dopd_loadgen.model import Planned
 
 MODEL = "selftest"
 _OPTIONAL = ("stream_options", "ignore_eos", "min_tokens")
@@ -26,6 +27,11 @@ _STREAM_HEAD = (
 )
 _NO_LINGER = struct.pack("ii", 1, 0)
 _BODY_END = b"0\r\n\r\n"
+
+
+def prompt(planned: Planned) -> str:
+    """What a client has to send; the request's `text` is the behaviour."""
+    return f"{planned.index} {planned.text}"
 
 
 class Truth(msgspec.Struct):

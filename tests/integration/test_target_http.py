@@ -23,15 +23,11 @@ from dopd_loadgen.drive import DriveSettings, clock, drive
 from dopd_loadgen.model import Phase, Planned, Record
 from dopd_loadgen.target_http import HttpSettings, HttpTarget
 from dopd_loadgen.target_ready import refused_field
-from tests.selftest_server import MODEL, SelftestServer, Settings, Truth
+from tests.selftest_server import MODEL, SelftestServer, Settings, Truth, prompt
 from tests.text_side import MODEL as TINY
 from tests.text_side import ScriptedGateway, ids_of, pieces, text_gateway
 
 QUICK = Settings(ttft_s=(0.0, 0.01), gap_s=(0.0, 0.002))
-
-
-def prompt(planned: Planned) -> str:
-    return f"{planned.index} {planned.text}"
 
 
 def quick(**settings: Any) -> Settings:
