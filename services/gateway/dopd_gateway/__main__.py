@@ -4,6 +4,7 @@ import argparse
 
 from dopd.config import EngineConfig, real_engine, served_name
 from dopd.engine.sim.tokens import VOCABULARY
+from dopd.obs.telemetry import Tracing
 from dopd.policy import policy_named
 from dopd.runtime.main import ServiceContext, run_service
 from dopd.slo import Slo
@@ -13,8 +14,12 @@ from dopd_gateway.http_server import HttpServer
 from dopd_gateway.nats_api import NatsApi
 from dopd_gateway.number_tokenizer import NumberTokenizer
 from dopd_gateway.service import Gateway
+from dopd_gateway.spans import Spans
 from dopd_gateway.text import Vocabulary
 from dopd_gateway.tokenizer import Tokenizer
+
+TRACING_STOP_S = 2.0
+"""How long the last spans may take on their way to the collector."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +37,11 @@ async def serve(ctx: ServiceContext) -> None:
     config = ctx.config
     words = vocabulary(config.engine)
     policy = policy_named(config.policy.name, config.policy.params)
-    gateway = Gateway(ctx.args.gateway_id, policy, ctx.bus, ctx.runtime, config.gateway, served_name(config.engine))
+    tracing = Tracing.from_environment("gateway", ctx.args.gateway_id, ctx.runtime.now)
+    gateway = Gateway(
+        ctx.args.gateway_id, policy, ctx.bus, ctx.runtime, config.gateway, served_name(config.engine),
+        on_ended=Spans(tracing) if tracing is not None else None,
+    )  # fmt: skip
     slo = Slo(config.slo.ttft_s, config.slo.tpot_s)
     api = TextGateway(gateway, words, ctx.runtime, slo, config.gateway.timeout_s)
     nats = NatsApi(ctx.bus, api)
@@ -44,6 +53,8 @@ async def serve(ctx: ServiceContext) -> None:
     await http.stop()
     await nats.stop(config.worker.stop_grace_s)
     await gateway.stop()
+    if tracing is not None:
+        await tracing.stop(TRACING_STOP_S)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ Consumes: `Generate` from the bus (one gateway of the queue group gets each), a 
 
 from contextlib import aclosing
 
+from msgspec.structs import replace
+
 from dopd.bus import Bus, Delivery, Subscription
 from dopd.bus.common import TaskSet
 from dopd.errors import BusError, RequestError
@@ -38,7 +40,7 @@ class NatsApi:
 
     def _take(self, delivery: Delivery[Generate]) -> None:
         if delivery.reply_to:
-            self._tasks.start(self._serve(delivery.reply_to, delivery.message))
+            self._tasks.start(self._serve(delivery.reply_to, _in_trace(delivery)))
         else:
             get_logger().warning("request_without_inbox_ignored", subject=delivery.subject)
 
@@ -67,3 +69,10 @@ class NatsApi:
             self._bus.answer(inbox, message)
         except BusError as error:
             get_logger().warning("answer_not_sent", error=type(error).__name__, detail=str(error))
+
+
+def _in_trace(delivery: Delivery[Generate]) -> Generate:
+    """The request, in the trace that the message's `traceparent` header names unless the request names one itself."""
+    request = delivery.message
+    traceparent = delivery.headers.get("traceparent", "") if delivery.headers else ""
+    return replace(request, traceparent=traceparent) if traceparent and not request.traceparent else request

@@ -6,7 +6,7 @@ one subject token; a payload that cannot be decoded is reported, and answered
 with a `Failure` where it names an inbox; nothing waits without a deadline.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -20,7 +20,7 @@ R = TypeVar("R", bound=Message)
 
 
 class Delivery(msgspec.Struct, Generic[M], frozen=True):
-    """A message as it came in: where it was sent, and where an answer goes (empty: none is expected).
+    """A message as it came in: where it was sent, where an answer goes (empty: none is expected), foreign headers.
 
     A Struct because a frozen dataclass takes several times as long to make, and there is one for each message.
     """
@@ -28,6 +28,7 @@ class Delivery(msgspec.Struct, Generic[M], frozen=True):
     message: M
     subject: str
     reply_to: str = ""
+    headers: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

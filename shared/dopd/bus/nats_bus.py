@@ -175,7 +175,7 @@ class NatsBus(WireBus):
             if not subscription.active:
                 return
             try:
-                handler(Delivery(decode(msg.data, types), msg.subject, msg.reply))
+                handler(Delivery(decode(msg.data, types), msg.subject, msg.reply, msg.headers))
             except DecodeError as error:
                 refuse_undecodable(msg.subject, msg.reply, error, self.answer, faults)
             except Exception as error:
