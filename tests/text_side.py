@@ -13,6 +13,7 @@ from dopd.slo import Slo
 from dopd_gateway.api import TextGateway
 from dopd_gateway.stream import Inbound, Piece
 from dopd_gateway.text import Vocabulary
+from dopd_gateway.timeline import Phase, Place
 from dopd_gateway.tokenizer import Tokenizer
 from dopd_proto.request import FinishReason
 
@@ -82,6 +83,9 @@ class ScriptedStream:
 
     def cancel(self) -> None:
         self.cancelled.set()
+
+    def timeline(self) -> list[Phase]:
+        return [Phase("queued", 1.0, 2.5, Place("g1"))]
 
 
 class ScriptedGateway:

@@ -139,6 +139,15 @@ def spread(total: int, events: int) -> list[int]:
     return [b - a for a, b in zip([0, *upto], upto, strict=False)]
 
 
+def kind_of(status: int) -> Failure:
+    """The failure that a status other than that of an answer stands for; 504 is the deadline on the server's clock."""
+    if status in (429, 503):
+        return "rejected"
+    if status >= 500:
+        return "timeout" if status == 504 else "server_error"
+    return "client_error" if status >= 400 else "malformed"
+
+
 def message_of(body: bytes) -> str:
     """What an error body says: OpenAI's `error.message`, a plain `message` or `detail`, else the text itself."""
     try:

@@ -4,7 +4,6 @@ Consumes `Planned`s and what makes their prompts; produces filled-in `Record`s. 
 """
 
 import asyncio
-import random
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,11 +13,12 @@ import aiohttp
 import msgspec
 from aiohttp.http import HttpProcessingError
 
-from dopd_loadgen.completion_events import Reading, Unanswered, message_of
+from dopd_loadgen.completion_events import Reading, Unanswered, kind_of, message_of
 from dopd_loadgen.drive import clock, zero_of
-from dopd_loadgen.model import Failure, Planned, Record
+from dopd_loadgen.model import Planned, Record
 from dopd_loadgen.sse import EventSplitter
 from dopd_loadgen.target_ready import make_ready
+from dopd_loadgen.trace import trace_of
 
 Prompt = Callable[[Planned], list[int] | str]
 
@@ -104,7 +104,7 @@ class HttpTarget:
         body = self._body(planned)
         # Either forces alone, as `min_tokens` is all of `max_tokens`.
         record.forced = not self.sends.isdisjoint(("ignore_eos", "min_tokens"))
-        record.trace_id, traceparent = self._trace(record.index)
+        record.trace_id, traceparent = trace_of(self._settings.seed, record.index)
         record.sent_s = self._now() - zero_s
         async with self._session.post(self.to, data=body, headers={"traceparent": traceparent}) as response:
             record.status = response.status
@@ -147,21 +147,6 @@ class HttpTarget:
         optional = {"stream_options": {"include_usage": True, **continuous}, "ignore_eos": True, "min_tokens": osl}
         sent = {name: value for name, value in optional.items() if name in self.sends}
         return msgspec.json.encode({**fields, **sent, **settings.extra_body})
-
-    def _trace(self, index: int) -> tuple[str, str]:
-        """Trace id and `traceparent` header (W3C Trace Context, 3.2), sampled."""
-        bits = random.Random(f"{self._settings.seed}/trace/{index}").getrandbits(192)
-        trace_id, span_id = f"{bits >> 64:032x}", f"{bits & (1 << 64) - 1:016x}"
-        return trace_id, f"00-{trace_id}-{span_id}-01"
-
-
-def kind_of(status: int) -> Failure:
-    """The failure that an HTTP status other than that of an event stream stands for."""
-    if status in (429, 503):
-        return "rejected"
-    if status >= 500:
-        return "server_error"
-    return "client_error" if status >= 400 else "malformed"
 
 
 async def _beginning(content: aiohttp.StreamReader) -> bytes:

@@ -216,7 +216,7 @@ async def test_our_gateway_counts_tokens_without_text_and_its_errors_are_underst
     finally:
         await server.stop()
     assert whole.counts == [1, 2, *[1] * (len(said) - 3)] and whole.failure == "" and whole.request_id
-    assert whole.prompt_tokens == len(ids_of("0 "))
+    assert whole.prompt_tokens == len(ids_of("0 ")) and whole.timeline == (Phase("queued", 1.0, 2.5, "g1"),)
     assert (refused.failure, refused.status) == ("client_error", 400) and "max_tokens" in refused.detail
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dopd_loadgen.completion_events import DONE, Reading, Unanswered, message_of, spread
+from dopd_loadgen.completion_events import DONE, Reading, Unanswered, kind_of, message_of, spread
 from dopd_loadgen.model import Phase, Record
 
 
@@ -113,6 +113,12 @@ def test_a_spread_keeps_the_sum_is_even_and_leaves_one_on_the_first(total: int, 
     if events > 1 and total > 1:
         assert counts[0] == 1 and counts[-1] >= 1
         assert max(counts[1:]) - min(counts[1:]) <= 1
+
+
+def test_a_status_stands_for_one_kind_of_failure() -> None:
+    kinds = {200: "malformed", 302: "malformed", 400: "client_error", 404: "client_error", 429: "rejected"}
+    kinds |= {500: "server_error", 502: "server_error", 503: "rejected", 504: "timeout"}
+    assert {status: kind_of(status) for status in kinds} == kinds
 
 
 def test_a_message_is_found_in_every_usual_shape_of_error_and_is_bounded() -> None:
