@@ -18,7 +18,7 @@ from dopd_loadgen.drive import clock, zero_of
 from dopd_loadgen.model import Planned, Record
 from dopd_loadgen.sse import EventSplitter
 from dopd_loadgen.target_ready import make_ready
-from dopd_loadgen.trace import trace_of
+from dopd_loadgen.trace_ids import trace_of
 
 Prompt = Callable[[Planned], list[int] | str]
 

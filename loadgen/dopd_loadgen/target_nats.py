@@ -12,7 +12,7 @@ from dopd.errors import BusError, LoadError, PayloadTooLarge
 from dopd_loadgen.completion_events import Unanswered, kind_of
 from dopd_loadgen.drive import clock, zero_of
 from dopd_loadgen.model import Phase, Planned, Record
-from dopd_loadgen.trace import trace_of
+from dopd_loadgen.trace_ids import trace_of
 from dopd_proto.request import Chunk, Completion, Failure, Generate
 from dopd_proto.subjects import GENERATE
 
