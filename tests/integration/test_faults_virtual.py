@@ -494,3 +494,21 @@ def test_the_first_work_of_a_crashed_worker_is_done_by_another_within_two_leases
     house = run_house(crash, 3, pools_kept=False)
     slowest = max(answer.ended_s - answer.asked_s for answer in house.answers)
     assert slowest < 2 * CONFIG.worker.lease_s + 5.0
+
+
+def test_work_that_is_on_its_way_is_not_taken_for_lost() -> None:
+    """A worker that missed nothing else is asked about it, too, when one of its batches is late."""
+
+    async def late(house: House) -> None:
+        gateway = house.cluster.gateway
+        house.fault(lambda subject, _: 0.5 if subject.endswith((".prefill", ".decode")) else None)
+        house.ask(gateway, 500, 20)
+        await house.until(lambda: gateway._requests)
+        request = next(iter(gateway._requests.values()))
+        assert await house.until(lambda: request.slip)
+        for segment in request.slip:
+            gateway._mend.missed_batch(segment.worker_id, segment.incarnation)
+        await house.until(lambda: request.ended)
+        assert (request.attempt, request.failures) == (1, 0)
+
+    run_house(late, 1, requests=1)

@@ -76,7 +76,8 @@ class Mend:
                 has_it = await self._recall(request, segment, index)
                 if request.ended or request.attempt != attempt or not request.slip or len(request.output) > index:
                     return
-                if has_it is False:
+                # Work that is on its way there, or whose answer is on its way here, is not lost yet.
+                if has_it is False and segment.worker_id not in request.unsettled:
                     gone.add(segment.worker_id)
         finally:
             request.asking = False
