@@ -6,6 +6,7 @@ from dopd.engine.contract import Job
 from dopd.engine.sim.core import SimCore
 from dopd.perf.profile import named
 from dopd.policy.base import StepLimit, StepView
+from dopd.policy.simple import BesideDecodes
 from dopd_proto.request import BatchTag, Sampling
 
 PROFILE = replace(named("h200-llama-3.1-8b-fp8-tp1"), max_step_tokens=100, kv_total_tokens=2560)
@@ -36,6 +37,12 @@ def submit(engine: SimCore, job_id: str, tokens: int, new: int = 5, batch: Batch
     prompt = [3 + ord(job_id[0])] * tokens
     sampling = Sampling(max_tokens=new, temperature=0.0)
     engine.submit(Job(job_id, prompt, tokens, new, sampling, batch), 0, 0, 0.0)
+
+
+def ask_for_prefills_only(engine: SimCore) -> list[StepView]:
+    engine.budget_for_prefills_only = True
+    assert isinstance(engine.budget, Fixed)
+    return engine.budget.views
 
 
 def steps(engine: SimCore, count: int, now_s: float = 0.0) -> list[dict[str, int]]:
@@ -102,3 +109,28 @@ def test_a_member_that_is_aborted_holds_the_others_up_only_for_a_while() -> None
     engine.abort("gone")
     assert steps(engine, 1, now_s=1.0) == []
     assert steps(engine, 1, now_s=2.0) == [{"a": 10}]
+
+
+def test_a_budget_for_prefills_is_not_asked_for_steps_of_decodes_alone() -> None:
+    engine = core(StepLimit(max_tokens=10))
+    views = ask_for_prefills_only(engine)
+    submit(engine, "a", 15, new=40)
+    assert steps(engine, 2) == [{"a": 10}, {"a": 5}]
+    asked = len(views)
+    engine.begin_step(0.0)
+    assert engine.stable_steps() > 9, "so they can be advanced together"
+    engine.end_step(0.0)
+    assert steps(engine, 1) == [{"a": 1}, {"a": 1}]
+    assert len(views) == asked
+    submit(engine, "b", 15)
+    assert steps(engine, 1) == [{"a": 1, "b": 9}]
+    assert len(views) == asked + 1
+
+
+def test_simple_leaves_a_step_with_decodes_little_room_for_prompts() -> None:
+    engine = core(max_step_tokens=4_000, kv_total_tokens=16_000)
+    engine.budget = BesideDecodes(prefill_tokens=300)
+    submit(engine, "a", 2_000, new=9)
+    assert steps(engine, 1) == [{"a": 2_000}], "alone, a prompt has the whole step"
+    submit(engine, "b", 1_000)
+    assert steps(engine, 4) == [{"a": 1, "b": 300}] * 3 + [{"a": 1, "b": 100}]

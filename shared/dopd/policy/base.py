@@ -133,10 +133,14 @@ class StepBudget(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BudgetSpec:
-    """A `StepBudget` by name (`package.module:Class`) and coefficients, so that it can cross to a child process."""
+    """A `StepBudget` by name (`package.module:Class`) and coefficients, so that it can cross to a child process.
+
+    With `prefills_only` it is not asked for steps of decodes alone, with nothing waiting; most steps are such.
+    """
 
     target: str
     params: Mapping[str, float] = field(default_factory=dict)
+    prefills_only: bool = False
 
 
 # --- Planner ---------------------------------------------------------------------------------------------------

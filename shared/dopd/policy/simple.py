@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dopd.cluster import ClusterView, WorkerView
-from dopd.policy.base import Dispatch, Placement, Policy, RequestView, SegmentPlan
+from dopd.policy.base import (
+    BudgetSpec,
+    Dispatch,
+    Placement,
+    Policy,
+    RequestView,
+    SegmentPlan,
+    StepLimit,
+    StepView,
+)
 
 
 class SimpleScheduler:
@@ -67,4 +76,25 @@ def _take(workers: dict[str, WorkerView], worker_id: str, tokens: int) -> None:
         )
 
 
-SIMPLE = Policy(name="simple", scheduler=SimpleScheduler)
+class BesideDecodes:
+    """Beside decodes a step takes at most `prefill_tokens` of prompts.
+
+    A worker that has become a prefill worker by `overlap` still holds decodes. Each of their tokens waits for a step,
+    and a step full of prompts takes up to a second on a large model: requests would die of that.
+    """
+
+    def __init__(self, prefill_tokens: float = 512) -> None:
+        self._prefill_tokens = int(prefill_tokens)
+
+    def initial(self) -> None:
+        return None
+
+    def limit(self, state: None, step: StepView) -> tuple[None, StepLimit]:
+        return None, StepLimit(step.decodes + self._prefill_tokens if step.decodes else None)
+
+
+SIMPLE = Policy(
+    name="simple",
+    scheduler=SimpleScheduler,
+    budget=BudgetSpec("dopd.policy.simple:BesideDecodes", prefills_only=True),
+)

@@ -75,6 +75,7 @@ class SimCore:
         self.records: deque[StepRecord] = deque(maxlen=RECORDS)
         self.budget: StepBudget | None = None
         self.budget_state: object = None
+        self.budget_for_prefills_only = False
         self._plan: list[tuple[Seq, int]] = []
 
     # --- in -----------------------------------------------------------------------------------------------------
@@ -261,7 +262,8 @@ class SimCore:
         """How many steps from the planned one on are sure to be plain decodes of the same requests, without an end,
         a chunk to store, or memory to reclaim. 0 when the planned step is none of these."""
         plan = self._plan
-        if self.waiting or len(plan) != len(self.running) or self.budget is not None or self._mixed():
+        asked = self.budget is not None and not self.budget_for_prefills_only
+        if self.waiting or len(plan) != len(self.running) or asked or self._mixed():
             return 0
         # Idle chunks are given up lazily and in a fixed order, so it is the same whether one step asks or many at once.
         spare = self.pool.available // max(1, len(plan)) - 1
@@ -303,7 +305,7 @@ class SimCore:
     # --- views --------------------------------------------------------------------------------------------------
 
     def _limit(self, now_s: float) -> StepLimit:
-        if self.budget is None:
+        if self.budget is None or (self.budget_for_prefills_only and not self.waiting and not self._mixed()):
             return StepLimit()
         self.budget_state, limit = self.budget.limit(self.budget_state, self._view(now_s))
         return limit

@@ -104,6 +104,7 @@ class SimEngine:
         self._catch_up()
         self._core.budget = None if spec is None else budget_from(spec)
         self._core.budget_state = None if self._core.budget is None else self._core.budget.initial()
+        self._core.budget_for_prefills_only = spec is not None and spec.prefills_only
 
     async def take_records(self) -> list[StepRecord]:
         records = list(self._core.records)

@@ -16,7 +16,7 @@ from typing import Any
 
 from vllm.v1.request import RequestStatus
 
-from dopd.engine.vllm.step_view import Tag, job_of, step_view, tag_of, waiting_view
+from dopd.engine.vllm.step_view import Tag, decoding, job_of, step_view, tag_of, waiting_view
 from dopd.policy.base import StepBudget, StepLimit, StepView, WaitingView
 from dopd.policy.gate import admissible
 
@@ -54,6 +54,7 @@ class Admission:
     scheduler: Any
     budget: StepBudget | None = None
     state: Any = None
+    prefills_only: bool = False
     known: dict[str, Known] = field(default_factory=dict)
     tagged: int = 0
     numbers: "itertools.count[int]" = field(default_factory=itertools.count)
@@ -61,7 +62,11 @@ class Admission:
     @property
     def idle(self) -> bool:
         """Nothing to police: vLLM schedules as it likes."""
-        return self.budget is None and not self.tagged
+        return (self.budget is None or (self.prefills_only and self._only_decodes())) and not self.tagged
+
+    def _only_decodes(self) -> bool:
+        waiting = self.scheduler.waiting or self.scheduler.kv_holding_waiting
+        return not waiting and all(decoding(request) for request in self.scheduler.running)
 
     def arrive(self, request: Any) -> None:
         tag = tag_of(request)

@@ -144,11 +144,13 @@ class VllmEngine:
     # --- policy and load --------------------------------------------------------------------------------------------
 
     async def set_budget(self, spec: BudgetSpec | None) -> None:
-        target, params = (spec.target, dict(spec.params)) if spec else (None, {})
+        spec_or_none = (spec.target, dict(spec.params), spec.prefills_only) if spec else (None, {}, False)
         try:
-            await self._core.call("dopd_set_budget", target, params)
+            await self._core.call("dopd_set_budget", *spec_or_none)
         except Exception as error:
-            raise ConfigError("[policy]", target or "none", f"the engine refused the budget: {error}") from error
+            raise ConfigError(
+                "[policy]", spec.target if spec else "none", f"the engine refused the budget: {error}"
+            ) from error
 
     async def take_records(self) -> list[StepRecord]:
         taken = await self._core.call("dopd_take_records")

@@ -52,11 +52,11 @@ class PolicyScheduler(AsyncScheduler):
 
     # --- what the front calls ---------------------------------------------------------------------------------------
 
-    def set_budget(self, target: str | None, params: Mapping[str, float]) -> None:
+    def set_budget(self, target: str | None, params: Mapping[str, float], prefills_only: bool) -> None:
         """Another budget from the next step on."""
         budget = budget_from(BudgetSpec(target, params)) if target else None
         self._admission.state = budget.initial() if budget else None
-        self._admission.budget = budget
+        self._admission.budget, self._admission.prefills_only = budget, prefills_only
 
     def take_records(self) -> list[Record]:
         """The steps since the last call: number, tokens per job, decodes."""
@@ -163,6 +163,6 @@ def _become_a_child() -> None:
 
 
 # Calls from the front are looked up by name on EngineCore.
-EngineCore.dopd_set_budget = lambda core, target, params: core.scheduler.set_budget(target, params)
+EngineCore.dopd_set_budget = lambda core, *spec: core.scheduler.set_budget(*spec)
 EngineCore.dopd_take_records = lambda core: core.scheduler.take_records()
 EngineCore.dopd_load = lambda core: core.scheduler.load()
