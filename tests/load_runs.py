@@ -5,6 +5,13 @@ from typing import Any
 
 from dopd_loadgen.model import Failure, Phase, Record, RoleCount, Run
 
+TIMELINE = (
+    Phase("queued", 0.0, 0.1, "gateway"),
+    Phase("prefilling", 0.1, 0.3, "w1"),
+    Phase("first_token_sent", 0.3, 0.31, "w1"),
+    Phase("kv_transfer", 0.31, 0.4, "w2"),
+)
+
 
 def answer(index: int, intended_s: float, times_s: list[float], **more: Any) -> Record:
     """A completed request with one token per time, forced, sent on time."""
@@ -59,11 +66,10 @@ def random_run(seed: int, n: int = 40) -> Run:
                 times_s.append(times_s[-1] + rng.random() * 0.2)
             record = answer(index, at_s, times_s)
             record.sent_s = at_s + rng.random() * 0.005
+            record.timeline = TIMELINE
             if rng.random() < 0.1:
                 record.osl_tokens += 1
         record.phase = rng.choice(["chat", "code"])
         records.append(record)
-    timeline = (Phase("queue", 0.0, 0.1, "gateway"), Phase("prefill", 0.1, 0.3, "w1"), Phase("decode", 0.3, 0.9, "w2"))
-    records[0].timeline = timeline
     roles = [RoleCount(-0.1, 1, 0), RoleCount(0.0, 2, 2), RoleCount(4.0, 3, 1)]
     return run_of(records, warmup_s=1.0, cooldown_s=1.0, gpus=4, roles=roles, slo_e2e_s=2.0)

@@ -18,7 +18,7 @@ from dopd_loadgen.report.requests_file import line, worker_path
 from dopd_loadgen.report.result import REQUESTS, RESULT, load, store, write_result
 from dopd_loadgen.report.samples import samples
 from dopd_loadgen.report.summary import Settings
-from tests.load_runs import answer, failed, random_run, run_of
+from tests.load_runs import TIMELINE, answer, failed, random_run, run_of
 
 VLLM = {"duration": 2.0, "completed": 2, "failed": 1, "label": "theirs", "mean_ttft_ms": 5.0, "request_goodput": None}
 VLLM_DETAILS = {
@@ -110,8 +110,7 @@ def test_a_failed_request_says_why_and_has_no_latency() -> None:
 
 
 def test_the_worker_path_names_each_stay_once() -> None:
-    record = random_run(1).records[0]
-    record.timeline = (*record.timeline, record.timeline[-1], record.timeline[1])
+    record = answer(0, 0.0, [0.5], timeline=(*TIMELINE, TIMELINE[-1], TIMELINE[1]))
     assert worker_path(record) == ["gateway", "w1", "w2", "w1"]
 
 
