@@ -10,10 +10,11 @@ import resource
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -27,6 +28,7 @@ from dopd_loadgen.target_http import HttpSettings, HttpTarget
 
 RATE, TOKENS, SPAN_S = 300.0, 100, 10.0
 TICK_S, TICKS_PER_TOKEN = 0.001, 10
+How = Callable[[str, list[Planned]], Coroutine[Any, Any, list[Record]]]
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
@@ -48,24 +50,32 @@ def cpu_s(who: int) -> float:
     return used.ru_utime + used.ru_stime
 
 
-async def alone(url: str) -> list[Record]:
+async def alone(url: str, load: list[Planned]) -> list[Record]:
     """Everything in this process."""
     client = target(url)
     await client.open()
     try:
-        return await drive(schedule(), client, DriveSettings(timeout_s=60))
+        return await drive(load, client, DriveSettings(timeout_s=60))
     finally:
         await client.close()
 
 
-async def by_two(url: str) -> list[Record]:
+async def by_two(url: str, load: list[Planned]) -> list[Record]:
     """In two child processes."""
     clients = ClientProcesses(partial(target, url), 2)
     await clients.open()
     try:
-        return await clients.drive(schedule(), DriveSettings(timeout_s=60))
+        return await clients.drive(load, DriveSettings(timeout_s=60))
     finally:
         await clients.close()
+
+
+def measured(how: How, who: int, url: str, load: list[Planned]) -> tuple[list[Record], float]:
+    """The records, and the client's CPU seconds. Children count once they have ended, which the server has not."""
+    before_s = cpu_s(who)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        records = runner.run(how(url, load))
+    return records, cpu_s(who) - before_s
 
 
 def told(name: str, records: list[Record], used_s: float) -> None:
@@ -87,17 +97,15 @@ def told(name: str, records: list[Record], used_s: float) -> None:
 @pytest.mark.slow
 def test_bench_the_clients_own_cost() -> None:
     print()
-    with server() as url:
-        before_s = cpu_s(resource.RUSAGE_SELF)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            records = runner.run(alone(url))
-        told("1 process", records, cpu_s(resource.RUSAGE_SELF) - before_s)
-    # Children count once they have ended, and so does the server, which is still running here.
-    before_s = cpu_s(resource.RUSAGE_CHILDREN)
-    with server() as url:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            records = runner.run(by_two(url))
-        told("2 processes", records, cpu_s(resource.RUSAGE_CHILDREN) - before_s)
+    ways: list[tuple[str, How, int]] = [
+        ("1 process", alone, resource.RUSAGE_SELF),
+        ("2 processes", by_two, resource.RUSAGE_CHILDREN),
+    ]
+    for name, how, who in ways:
+        with server() as url:
+            _, start_s = measured(how, who, url, [])
+            records, used_s = measured(how, who, url, schedule())
+        told(name, records, used_s - start_s)
 
 
 # --- the server ---------------------------------------------------------------------------------------------------
