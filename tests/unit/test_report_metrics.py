@@ -160,13 +160,13 @@ def test_phases_are_rated_over_their_own_stretch() -> None:
     assert summarise(run_of([answer(0, 1.0, [1.5])])).phases == {}
 
 
-def test_bins_cover_the_whole_schedule() -> None:
+def test_bins_cover_the_whole_schedule_and_none_is_a_sliver() -> None:
     records = [answer(0, 0.0, [0.5]), failed(1, 4.9, "rejected"), answer(2, 10.0, [10.5])]
-    bins = summarise(run_of(records, warmup_s=2.0), Settings(bin_s=4.0)).bins
+    bins = summarise(run_of(records, warmup_s=2.0), Settings(bin_s=3.0)).bins
     assert [(one.start_s, one.end_s, one.requests, one.good) for one in bins] == [
-        (0.0, 4.0, 1, 1),
-        (4.0, 8.0, 1, 0),
-        (8.0, 10.0, 1, 1),
+        (0.0, 3.0, 1, 1),
+        (3.0, 6.0, 1, 0),
+        (6.0, 10.0, 1, 1),
     ]
 
 

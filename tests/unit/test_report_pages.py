@@ -141,7 +141,7 @@ def test_what_a_reader_must_know_is_said() -> None:
     assert notes(summarise(run_of(late)))[0].startswith("Degraded: the client was late itself")
     assert notes(summarise(run_of(late, max_concurrency=2)))[0].startswith("Closed loop")
     broken_off = run_of([*late[:2], failed(2, 5.0, "unsent")], interrupted=True)
-    assert "1 requests were never sent" in notes(summarise(broken_off))[0]
+    assert "never sent and left out: 1." in notes(summarise(broken_off))[0]
     assert notes(summarise(run_of([])))[0].startswith("No request was due")
     assert notes(summarise(run_of([failed(0, 1.0, "rejected")])))[0].startswith("Nothing completed")
 

@@ -23,12 +23,11 @@ DETAILED = ("input_lens", "output_lens", "start_times", "ttfts", "itls", "genera
 
 
 def bench_keys(run: Run, settings: Settings | None = None, detailed: bool = False) -> dict[str, Any]:
-    """vLLM's keys in vLLM's order; latencies in ms, lists in seconds. `generated_texts` are empty: no text is kept."""
+    """vLLM's keys, the lists last; latencies in ms, lists in seconds. `generated_texts` are empty: no text is kept."""
     settings = settings or Settings()
     sent = [r for r in run.records if not unsent(r)]
     done = [r for r in sent if _success(r)]
-    lists = _lists(sent)
-    keys = _head(run) | _totals(run, done, len(sent) - len(done)) | lists
+    keys = _head(run) | _totals(run, done, len(sent) - len(done))
     keys |= {
         "max_output_tokens_per_s": _peak_tokens(done),
         "max_concurrent_requests": _peak_requests(done),
@@ -42,7 +41,7 @@ def bench_keys(run: Run, settings: Settings | None = None, detailed: bool = Fals
     }
     for name in settings.metrics:
         keys |= _statistics(name, samples[name], settings.percentiles)
-    return {key: value for key, value in keys.items() if detailed or key not in DETAILED}
+    return {key: value for key, value in (keys | _lists(sent)).items() if detailed or key not in DETAILED}
 
 
 def _head(run: Run) -> dict[str, Any]:

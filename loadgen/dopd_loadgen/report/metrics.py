@@ -226,13 +226,13 @@ def _bins(records: Sequence[Record], span_s: float, slo: Slo, bin_s: float) -> t
     if span_s <= 0 or math.isinf(span_s):
         return ()
     width_s = bin_s or round_width_s(span_s / MOST_BINS)
-    n = math.ceil(span_s / width_s)
+    n = max(1, round(span_s / width_s))  # the last takes what is over: a sliver of a bin would show an absurd rate
     due, good = [0] * n, [0] * n
     for record in records:
         place = min(n - 1, int(record.intended_s / width_s))
         due[place] += 1
         good[place] += all(_met(record, slo))
-    return tuple(Bin(i * width_s, min(span_s, (i + 1) * width_s), due[i], good[i]) for i in range(n))
+    return tuple(Bin(i * width_s, span_s if i == n - 1 else (i + 1) * width_s, due[i], good[i]) for i in range(n))
 
 
 def round_width_s(least_s: float) -> float:

@@ -21,7 +21,7 @@ def _empty(summary: Summary) -> str:
 def _interrupted(summary: Summary) -> str:
     if not (summary.interrupted or summary.unsent):
         return ""
-    left_out = f"; {summary.unsent} requests were never sent and are left out" if summary.unsent else ""
+    left_out = f"; never sent and left out: {summary.unsent:,}" if summary.unsent else ""
     return f"Interrupted: the run was broken off; what was under way and did not end in time is a miss{left_out}."
 
 

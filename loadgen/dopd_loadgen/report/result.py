@@ -66,7 +66,9 @@ def write_result(
         "summary": stored.summary,
         "run": msgspec.structs.replace(stored.run, records=[]),
     }
-    plain = _plain({**(metadata or {}), **keys, "dopd": msgspec.to_builtins(made, str_keys=True, enc_hook=str)})
+    lists = {key: value for key, value in keys.items() if isinstance(value, list)}
+    own = {"dopd": msgspec.to_builtins(made, str_keys=True, enc_hook=str)}
+    plain = _plain(dict(metadata or {}) | {key: keys[key] for key in keys if key not in lists} | own | lists)
     write_whole(folder / RESULT, msgspec.json.format(msgspec.json.encode(plain), indent=1) + b"\n")
 
 
