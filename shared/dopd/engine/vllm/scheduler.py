@@ -163,6 +163,7 @@ def _become_a_child() -> None:
 
 
 # Calls from the front are looked up by name on EngineCore.
-EngineCore.dopd_set_budget = lambda core, *spec: core.scheduler.set_budget(*spec)
+# vLLM counts their parameters, so they are written out.
+EngineCore.dopd_set_budget = lambda core, target, params, only: core.scheduler.set_budget(target, params, only)
 EngineCore.dopd_take_records = lambda core: core.scheduler.take_records()
 EngineCore.dopd_load = lambda core: core.scheduler.load()
