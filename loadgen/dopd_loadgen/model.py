@@ -124,7 +124,12 @@ class Run(msgspec.Struct):
 
 
 class Target(Protocol):
-    """Something that can be asked for a completion. One object may have many requests under way."""
+    """Something that can be asked for a completion. One object may have many requests under way.
+
+    `model` is the one asked for, at the latest when it is open.
+    """
+
+    model: str
 
     async def open(self) -> None:
         """Connect and check that it serves. Raises LoadError, which says what to do."""

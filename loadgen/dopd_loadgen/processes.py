@@ -58,13 +58,14 @@ _Word = _Ready | _Refused | _Told | _Ended
 class ClientProcesses:
     """`processes` clients, each with a target of its own. `make_target` must survive pickling by name.
 
-    Open, drive and close it like a target and `drive`. `open_timeout_s` bounds the start of a client with its target's
-    `open`.
+    Open, drive and close it like a target and `drive`. `zero_s` is the zero of what is driven. `open_timeout_s` bounds
+    the start of a client with its target's `open`.
     """
 
     def __init__(self, make_target: MakeTarget, processes: int, open_timeout_s: float = 600.0) -> None:
         self._make_target, self._count, self._open_timeout_s = make_target, processes, open_timeout_s
         self._clients: list[_Client] = []
+        self.zero_s = 0.0
 
     async def open(self) -> None:
         """Start them and have each open its target. Raises LoadError."""
@@ -90,7 +91,7 @@ class ClientProcesses:
         for client, part in zip(self._clients, parts, strict=True):
             client.tell([schedule[place] for place in part])
         await _all(client.ready(SILENT_S) for client in self._clients)
-        zero_s = time.monotonic() + START_S if settings.zero_s is None else settings.zero_s
+        zero_s = self.zero_s = time.monotonic() + START_S if settings.zero_s is None else settings.zero_s
         told: dict[int, Progress] = {}
 
         def hear(number: int, progress: Progress) -> None:

@@ -18,7 +18,7 @@ from dopd_gateway.service import Gateway
 from dopd_gateway.stream import Inbound
 from dopd_loadgen.cluster import LocalCluster
 from dopd_loadgen.drive import DriveSettings, Progress, drive, zero_of
-from dopd_loadgen.model import Failure, Planned, Record, RoleCount, Run
+from dopd_loadgen.model import Failure, Phase, Planned, Record, RoleCount, Run
 from dopd_proto.request import Sampling
 from dopd_proto.subjects import WORKER_STATE
 from dopd_proto.telemetry import WorkerState
@@ -31,6 +31,7 @@ class VirtualTarget:
     """A `Target` on a gateway's token side, in the gateway's own process and time."""
 
     def __init__(self, gateway: Gateway, runtime: Runtime, prompt: Prompt, slo: Slo, timeout_s: float) -> None:
+        self.model = gateway.model
         self._gateway, self._runtime, self._prompt = gateway, runtime, prompt
         self._slo, self._timeout_s = slo, timeout_s
 
@@ -46,7 +47,7 @@ class VirtualTarget:
         sampling = Sampling(max_tokens=planned.osl_tokens, temperature=0.0, ignore_eos=True)
         try:
             stream = self._gateway.open(Inbound(self._prompt(planned), sampling, self._slo, deadline_s))
-            record.request_id = stream.request_id
+            record.request_id, timeline = stream.request_id, stream.timeline
             try:
                 async for piece in stream:
                     record.times_s += [time_s - zero_s for time_s in piece.times_s]
@@ -54,6 +55,7 @@ class VirtualTarget:
             finally:
                 stream.cancel()
             record.failure = ""
+            record.timeline = tuple(Phase(name, start, end, place.where) for name, start, end, place in timeline())
         except RequestError as error:
             record.failure, record.detail, record.status = _kind(error), error.message, error.status
         finally:
@@ -109,9 +111,9 @@ async def _simulated(
         label=what.label or config.policy.name,
         api="virtual",
         target=f"{config.cluster.prefill}P{config.cluster.decode}D {config.engine.profile}",
-        model="sim",
+        model=target.model,
         seed=what.seed,
-        started_unix_s=0.0,
+        started_unix_s=roles.zero_s,
         span_s=what.span_s,
         ended_s=ended_s,
         slo_ttft_s=slo.ttft_s,

@@ -2,7 +2,10 @@
 
 import random
 
+import pytest
+
 from dopd.config import ClusterConfig, Config, SloConfig
+from dopd_loadgen.breakdown import breakdown
 from dopd_loadgen.model import Planned, Run
 from dopd_loadgen.sim import Simulation, simulate
 from tests.integration.replay import be_quiet
@@ -66,3 +69,14 @@ def test_a_request_longer_than_the_context_is_named_and_the_rest_goes_on() -> No
     refused, fine = simulated(plans=plans).records
     assert refused.failure in ("client_error", "server_error") and refused.detail
     assert fine.failure == ""
+
+
+def test_timelines_tell_what_the_latencies_are_made_of() -> None:
+    run = simulated()
+    parts = breakdown(run.records)
+    assert parts["ttft"].count == len(run.records)
+    for record in run.records:
+        first = next(phase for phase in record.timeline if phase.name == "first_token_sent")
+        assert first.start_s - run.started_unix_s == pytest.approx(record.times_s[0])
+    assert parts["prefilling"].mean_s > 0.01
+    assert parts["ttft"].mean_s >= parts["prefilling"].mean_s

@@ -98,7 +98,7 @@ def _figures(stored: Stored) -> str:
     latencies = [latency_cells(name, spread, len(header)) for name, spread in latency_rows(summary.figures)]
     parts = [f"<table>{rows}</table>", "<h2>Latency (ms)</h2>"]
     parts.append(_numbers(header, map(_row, latencies), latency_caption(summary.figures)))
-    if summary.phases:
+    if len(summary.phases) > 1:
         phases = (_row(phase_cells(name, figures)) for name, figures in summary.phases.items())
         parts += ["<h2>Phases</h2>", _numbers(PHASE_HEADER, phases, "")]
     return "".join(parts)

@@ -5,6 +5,7 @@ Goodput and attainment come first, what failed next, latencies with their sample
 
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -43,7 +44,7 @@ def summary_table(stored: Stored) -> RenderableType:
     for title, text in summary_rows(summary):
         head.add_row(title, Text(text))
     parts: list[RenderableType] = [head, *said, _latency_table(summary.figures)]
-    if summary.phases:
+    if len(summary.phases) > 1:
         parts.append(_phase_table(summary.phases))
     return Group(*parts)
 
@@ -59,9 +60,9 @@ def _latency_table(figures: Figures) -> RenderableType:
 
 
 def _phase_table(phases: dict[str, Figures]) -> RenderableType:
-    table = Table(title="Phases", title_style="bold")
+    table = Table(title="Phases", title_style="bold", box=SIMPLE_HEAD)
     for number, title in enumerate(PHASE_HEADER):
-        table.add_column(title, justify="left" if number == 0 else "right")
+        table.add_column(title, justify="left" if number == 0 else "right", no_wrap=True)
     for name, figures in phases.items():
         table.add_row(*map(Text, phase_cells(name, figures)))
     return table

@@ -6,7 +6,7 @@ from dopd_loadgen.goodput import NO_TARGET_S
 from dopd_loadgen.report.summary import Figures, Spread, Summary
 
 NAMES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "E2E"}
-PHASE_HEADER = ("phase", "requests", "completed", "attained", "TTFT", "TPOT", "offered/s", "good/s")
+PHASE_HEADER = ("phase", "requests", "attained", "TTFT", "TPOT", "offered/s", "good/s")
 
 
 def summary_rows(summary: Summary) -> list[tuple[str, str]]:
@@ -101,4 +101,4 @@ def phase_cells(name: str, figures: Figures) -> list[str]:
     share = figures.attainment
     shares = [percent(share.joint), percent(share.ttft), percent(share.tpot)]
     rates = [f"{figures.offered_rps:,.2f}", f"{figures.goodput_rps:,.2f}"]
-    return [name or "(none)", f"{figures.requests:,}", f"{figures.completed:,}", *shares, *rates]
+    return [name or "(none)", f"{figures.requests:,}", *shares, *rates]
