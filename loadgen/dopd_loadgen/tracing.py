@@ -16,8 +16,9 @@ import msgspec
 from dopd_loadgen.breakdown import PhaseStats, breakdown
 from dopd_loadgen.model import Record, Run
 from dopd_loadgen.report.files import whole_file
+from dopd_loadgen.trace_ids import trace_of
 
-__all__ = ["PhaseStats", "breakdown", "client_span_id", "write_chrome_trace", "write_otlp_json"]
+__all__ = ["PhaseStats", "breakdown", "write_chrome_trace", "write_otlp_json"]
 
 CLIENT = "client"
 GATEWAY_PHASES = ("queued", "sent")
@@ -158,18 +159,21 @@ def write_otlp_json(run: Run, path: Path) -> None:
         stream.write(_json({"resourceSpans": groups}))
 
 
-def client_span_id(trace_id: str) -> str:
-    """The id of the client's span in a trace (hex), a function of the trace's own so that nobody has to keep it."""
-    return _id(f"{trace_id}/client")
+def _ids(run: Run, record: Record) -> tuple[str, str]:
+    """The trace and the client's span in it: those that were sent, if they come from the run's seed."""
+    trace_id, traceparent = trace_of(run.seed, record.index)
+    if record.trace_id in ("", trace_id):
+        return trace_id, traceparent.split("-")[2]
+    return record.trace_id, _id(f"{record.trace_id}/client")
 
 
-def _id(of: str, size: int = 8) -> str:
-    return blake2b(of.encode(), digest_size=size).hexdigest()
+def _id(of: str) -> str:
+    return blake2b(of.encode(), digest_size=8).hexdigest()
 
 
 def _otlp_spans(run: Run, record: Record) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    trace_id = record.trace_id or _id(f"{run.label}/{run.seed}/{record.index}", 16)
-    own, server, zero_s = client_span_id(trace_id), _id(f"{trace_id}/server"), run.started_unix_s
+    trace_id, own = _ids(run, record)
+    server, zero_s = _id(f"{trace_id}/server"), run.started_unix_s
     whole = next(_client_slices(record))
     about: dict[str, str | int] = {
         "dopd.request_id": record.request_id,

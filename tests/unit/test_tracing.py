@@ -14,7 +14,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 from dopd.errors import LoadError
 from dopd_loadgen.breakdown import SECOND, TTFT
 from dopd_loadgen.model import Phase, Record, Run
-from dopd_loadgen.tracing import breakdown, client_span_id, write_chrome_trace, write_otlp_json
+from dopd_loadgen.trace_ids import trace_of
+from dopd_loadgen.tracing import breakdown, write_chrome_trace, write_otlp_json
 
 ZERO_S = 1.7e9
 
@@ -147,7 +148,7 @@ def test_otlp_spans_are_a_tree_per_request_with_valid_ids_kinds_and_times(tmp_pa
     client = next(s for r, s in spans if r["service.name"] == "loadgen" and s.trace_id.hex() == f"{1:032x}")
     server = next(s for _, s in spans if s.name == "completion")
     assert (client.kind, server.kind) == (3, 2) and not client.parent_span_id
-    assert client.span_id.hex() == client_span_id(f"{1:032x}") and server.parent_span_id == client.span_id
+    assert server.parent_span_id == client.span_id
     assert [event.name for event in client.events] == ["sent", "first token"]
     parts = [(r, s) for r, s in spans if s.parent_span_id == server.span_id]
     assert {(r["service.name"], r["service.instance.id"]) for r, _ in parts} == {
@@ -158,6 +159,14 @@ def test_otlp_spans_are_a_tree_per_request_with_valid_ids_kinds_and_times(tmp_pa
     assert client.start_time_unix_nano == ZERO_S * 1e9
     failed = next(s for _, s in spans if s.status.code)
     assert (failed.status.code, failed.status.message) == (2, "timeout: 60 s")
+
+
+def test_the_clients_span_is_the_one_whose_id_went_out_with_the_request(tmp_path: Path) -> None:
+    trace_id, traceparent = trace_of(7, 0)
+    for sent in (trace_id, ""):
+        spans = otlp(a_run(a_record(0, 0.0, trace_id=sent)), tmp_path)
+        client = next(span for resource, span in spans if resource["service.name"] == "loadgen")
+        assert f"00-{client.trace_id.hex()}-{client.span_id.hex()}-01" == traceparent
 
 
 def test_a_breakdown_adds_up_to_the_clients_ttft_and_to_the_gap_before_the_second_token() -> None:
