@@ -16,7 +16,7 @@ import msgspec
 from dopd_loadgen.breakdown import PhaseStats, breakdown
 from dopd_loadgen.model import Record, Run
 from dopd_loadgen.report.files import whole_file
-from dopd_loadgen.trace_ids import trace_of
+from dopd_loadgen.trace_ids import client_span_of, trace_of
 
 __all__ = ["PhaseStats", "breakdown", "write_chrome_trace", "write_otlp_json"]
 
@@ -159,20 +159,13 @@ def write_otlp_json(run: Run, path: Path) -> None:
         stream.write(_json({"resourceSpans": groups}))
 
 
-def _ids(run: Run, record: Record) -> tuple[str, str]:
-    """The trace and the client's span in it: those that were sent, if they come from the run's seed."""
-    trace_id, traceparent = trace_of(run.seed, record.index)
-    if record.trace_id in ("", trace_id):
-        return trace_id, traceparent.split("-")[2]
-    return record.trace_id, _id(f"{record.trace_id}/client")
-
-
 def _id(of: str) -> str:
     return blake2b(of.encode(), digest_size=8).hexdigest()
 
 
 def _otlp_spans(run: Run, record: Record) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    trace_id, own = _ids(run, record)
+    trace_id = record.trace_id or trace_of(run.seed, record.index)[0]  # a virtual run has no trace
+    own = client_span_of(trace_id)
     server, zero_s = _id(f"{trace_id}/server"), run.started_unix_s
     whole = next(_client_slices(record))
     about: dict[str, str | int] = {
