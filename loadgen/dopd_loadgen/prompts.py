@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dopd.errors import LoadError
 from dopd_gateway.text import Vocabulary
 from dopd_loadgen.model import Planned
+from dopd_loadgen.workload.arrivals import REQUESTS_LIMIT
 from dopd_loadgen.workload.chance import generator
 
 Words = NDArray[np.uint64]
@@ -94,10 +95,11 @@ def _salt(seed: int, name: str) -> np.uint64:
 
 
 def _digits(number: int, base: int) -> list[int]:
-    """Least digit first, so that prompts one after the other differ in their first token."""
-    digits = [number % base]
-    while number := number // base:
-        digits.append(number % base)
+    """Least digit first, so that prompts one after the other differ in their first token; as many for all requests."""
+    digits: list[int] = []
+    while number or base ** len(digits) < REQUESTS_LIMIT:
+        number, digit = divmod(number, base)
+        digits.append(digit)
     return digits
 
 

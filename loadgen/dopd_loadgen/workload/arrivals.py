@@ -207,8 +207,11 @@ def ramp(from_rps: float, to_rps: float, over_s: float) -> Rate:
 
     def draw(rng: Generator, duration_s: float) -> Curve:
         step_s = over_s / 500
-        share = np.minimum(1.0, (np.arange(steps_of(duration_s, step_s)) + 0.5) * step_s / over_s)
-        return staircase(from_rps + (to_rps - from_rps) * share, step_s, duration_s)
+        share = (np.arange(steps_of(min(duration_s, over_s), step_s)) + 0.5) / 500
+        line = staircase(from_rps + (to_rps - from_rps) * share, step_s, min(duration_s, over_s))
+        if duration_s <= over_s:
+            return line
+        return Curve(np.append(line.edges_s, duration_s), np.append(line.rates_rps, to_rps))
 
     return draw
 

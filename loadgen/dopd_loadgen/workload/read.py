@@ -6,6 +6,7 @@ file and row (line number, the header is row 1); only rows that ask for no token
 
 import csv
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -13,15 +14,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
-
 from dopd.errors import LoadError
 from dopd_loadgen.model import Planned
 from dopd_loadgen.workload import source
+from dopd_loadgen.workload.lengths import TOKENS_LIMIT
 
 Format = Literal["azure", "burstgpt", "mooncake", "ragpulse", "simple", "servegen", "sharegpt"]
-TOKENS_LIMIT = 10_000_000
-"""More tokens than any model's context; such a count is a broken row."""
 SECONDS_LIMIT = 10 * 366 * 86400.0
 """Ten years; a later arrival is a unit taken for another."""
 MOONCAKE_BLOCK_TOKENS = 512
@@ -201,21 +199,23 @@ def json_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, Row]]
 
 def tokens(where: str, name: str, value: Any) -> int:
     """A count of tokens in [0, TOKENS_LIMIT], from a CSV field or a JSON number. Raises LoadError."""
-    text = value.strip() if isinstance(value, str) else value
-    if isinstance(text, str) and text.removeprefix("-").isdecimal() and text.isascii():
-        text = int(text)
-    if type(text) is not int:
-        raise LoadError(where, f"{name} is {value!r}, not a whole number")
-    if not 0 <= text <= TOKENS_LIMIT:
-        raise LoadError(where, f"{name} is {text}, " + ("negative" if text < 0 else f"above {TOKENS_LIMIT}"))
-    return text
+    number = value
+    if isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,30}\s*", value):
+        number = int(value)
+    if type(number) is not int:
+        raise LoadError(where, f"{name} is {_shown(value)}, not a whole number")
+    if not 0 <= number <= TOKENS_LIMIT:
+        raise LoadError(
+            where, f"{name} is {_shown(number)}, " + ("negative" if number < 0 else f"above {TOKENS_LIMIT}")
+        )
+    return number
 
 
 def seconds(where: str, name: str, value: Any, per_s: int = 1) -> float:
     """A time in [0, SECONDS_LIMIT] seconds; the column has `per_s` to a second. Raises LoadError."""
     number = real(where, name, value) / per_s
     if not 0 <= number <= SECONDS_LIMIT:
-        raise LoadError(where, f"{name} is {value}, " + ("negative" if number < 0 else "beyond ten years"))
+        raise LoadError(where, f"{name} is {_shown(value)}, " + ("negative" if number < 0 else "beyond ten years"))
     return number
 
 
@@ -226,27 +226,30 @@ def real(where: str, name: str, value: Any) -> float:
             raise ValueError
         number = float(value)
     except (TypeError, ValueError, OverflowError) as error:
-        raise LoadError(where, f"{name} is {value!r}, not a number") from error
+        raise LoadError(where, f"{name} is {_shown(value)}, not a number") from error
     if not math.isfinite(number):
-        raise LoadError(where, f"{name} is {value!r}, not finite")
+        raise LoadError(where, f"{name} is {_shown(value)}, not finite")
     return number
+
+
+def _shown(value: Any) -> str:
+    """As in the file, but not all of a field that is pages long; Python refuses to write out a number that long."""
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**30 else "a number of over 30 digits"
+    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 def _clock(where: str, value: str) -> datetime:
     try:
         at = datetime.fromisoformat(value.strip())
     except ValueError as error:
-        raise LoadError(where, f"TIMESTAMP is {value!r}, not a date and time") from error
+        raise LoadError(where, f"TIMESTAMP is {_shown(value)}, not a date and time") from error
     return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def _object(where: str, line: str) -> Row:
     if not line.strip():
         raise LoadError(where, "the row is empty")
-    try:
-        return msgspec.json.decode(line, type=Row)
-    except msgspec.DecodeError as error:
-        raise LoadError(where, f"not a JSON object: {error}") from error
+    return source.decoded(where, line, Row, "not a JSON object")
 
 
 def _wanted(where: str, found: set[str], columns: tuple[str, ...]) -> None:

@@ -14,7 +14,7 @@ from numpy.random import Generator
 
 from dopd.errors import LoadError
 from dopd_loadgen.workload import source
-from dopd_loadgen.workload.read import TOKENS_LIMIT
+from dopd_loadgen.workload.lengths import TOKENS_LIMIT
 
 Count = Callable[[str], int]
 """The tokens that the served model makes of a text, special ones included."""
@@ -77,20 +77,14 @@ def _conversations(path: Path) -> list[_Conversation]:
         whole = text.read()
     if not whole.strip():
         raise LoadError(str(path), "the file is empty")
-    try:
-        raw = msgspec.json.decode(whole, type=list[msgspec.Raw])
-    except msgspec.DecodeError as error:
-        raise LoadError(str(path), f"not a JSON list of conversations: {error}") from error
+    raw = source.decoded(str(path), whole, list[msgspec.Raw], "not a JSON list of conversations")
     if not raw:
         raise LoadError(str(path), "no conversations: the list is empty")
-    return [_conversation(f"{path}, conversation {number}", one) for number, one in enumerate(raw, start=1)]
-
-
-def _conversation(where: str, raw: msgspec.Raw) -> _Conversation:
-    try:
-        return msgspec.json.decode(raw, type=_Conversation)
-    except msgspec.DecodeError as error:
-        raise LoadError(where, f"not {{id, conversations: [{{from, value}}, …]}}: {error}") from error
+    form = "not {id, conversations: [{from, value}, …]}"
+    return [
+        source.decoded(f"{path}, conversation {number}", one, _Conversation, form)
+        for number, one in enumerate(raw, start=1)
+    ]
 
 
 def _prompt(where: str, conversation: _Conversation, count: Count, max_isl: int | None) -> Prompt | str:

@@ -9,12 +9,15 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
+
+import msgspec
 
 from dopd.errors import LoadError
 
 LINE_LIMIT = 16 << 20
 """Characters. A longer line is no row of a trace, and binary files may have no line end at all."""
+T = TypeVar("T")
 _GZIP = b"\x1f\x8b"
 
 
@@ -57,6 +60,14 @@ def first_line(path: Path) -> str:
     if not first.strip():
         raise LoadError(str(path), "the file is empty" if not first else "the first row is empty")
     return first
+
+
+def decoded(where: str, text: str | msgspec.Raw, kind: type[T], reason: str) -> T:
+    """JSON of one kind. Raises LoadError with the reason, also for nesting that exhausts the stack."""
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise LoadError(where, f"{reason}: {error}") from error
 
 
 def sha256(path: Path) -> str:
