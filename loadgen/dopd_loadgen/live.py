@@ -43,6 +43,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     group.add_argument("--model", default="", help="the model to ask for (default: the first that the server lists)")
     group.add_argument("--tokenizer", metavar="MODEL", help="send text made with this model's tokenizer, not token ids")
     group.add_argument("--token-ids", type=_ids, default=TOKEN_IDS, metavar="LOW:HIGH", help="ids to make prompts of")
+    group.add_argument(
+        "--prompt-seed",
+        type=int,
+        metavar="N",
+        help="other prompts of the same lengths, for a second run at a system that has the first's cached (default: --seed)",
+    )
     group.add_argument("--api-key", default=os.environ.get("OPENAI_API_KEY", ""), help="default: $OPENAI_API_KEY")
     group.add_argument("--header", nargs="*", default=[], type=pair("="), metavar="KEY=VALUE", help="with each request")
     group.add_argument(
@@ -142,7 +148,8 @@ class Ask:
         }
         own = {"timeout_s": args.timeout} if args.nats else http
         url = args.nats or args.url or DEFAULT_URL
-        return cls(url, bool(args.nats), args.model, args.tokenizer, args.token_ids, args.seed, {**common, **own})
+        seed = args.seed if args.prompt_seed is None else args.prompt_seed
+        return cls(url, bool(args.nats), args.model, args.tokenizer, args.token_ids, seed, {**common, **own})
 
 
 def make_target(ask: Ask) -> Target:
