@@ -29,8 +29,8 @@ from dopd_loadgen.report.verdict import verdict
 from dopd_loadgen.sim import Simulation, simulate
 from dopd_loadgen.tracing import write_chrome_trace, write_otlp_json
 from dopd_loadgen.workload import Schedule, describe, plan
-from dopd_loadgen.workload.describe import add_arguments as add_describe
-from dopd_loadgen.workload.describe import run as describe_source
+from dopd_loadgen.workload.description import add_arguments as add_describe
+from dopd_loadgen.workload.description import run as describe_source
 
 DEFAULT_GOODPUT = ("ttft:2000", "tpot:80")
 SIM_TOKEN_IDS = (3, 32_000)

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import uvloop
 
+from dopd.errors import LoadError
 from dopd_gateway.tokenizer import Tokenizer
 from dopd_loadgen.arguments import count, pair, seconds
 from dopd_loadgen.drive import DriveSettings, Progress, clock, drive
@@ -47,7 +48,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--prompt-seed",
         type=int,
         metavar="N",
-        help="other prompts of the same lengths, for a second run at a system that has the first's cached (default: --seed)",
+        help="other prompts of the same lengths: a system may have those of an earlier run cached (default: --seed)",
     )
     group.add_argument("--api-key", default=os.environ.get("OPENAI_API_KEY", ""), help="default: $OPENAI_API_KEY")
     group.add_argument("--header", nargs="*", default=[], type=pair("="), metavar="KEY=VALUE", help="with each request")
@@ -80,6 +81,15 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
 
 
+def check_lengths(tokenizer: Tokenizer, schedule: Schedule) -> None:
+    """Raises LoadError for a prompt that is too short to be a text."""
+    least = len(tokenizer.encode("")) + 1
+    short = next((one for one in schedule if not one.text and one.isl_tokens < least), None)
+    if short is not None:
+        reason = f"request {short.index} has a prompt of {short.isl_tokens} tokens, and no text has less than {least}"
+        raise LoadError("--tokenizer", reason)
+
+
 def counter_of(args: Namespace) -> Callable[[str], int] | None:
     """What counts the tokens of prompts that are given word by word. Raises ConfigError."""
     if args.tokenizer is None:
@@ -89,7 +99,9 @@ def counter_of(args: Namespace) -> Callable[[str], int] | None:
 
 
 def measured(args: Namespace, schedule: Schedule, goodput: Goodput, tell: Callable[[Progress], None]) -> Run:
-    """Send it all. Raises LoadError when the target does not serve, or a client process fails."""
+    """Send it all. Raises LoadError when the target does not serve, a client process fails, or a prompt cannot be."""
+    if args.tokenizer is not None:
+        check_lengths(Tokenizer.load(args.tokenizer), schedule)
     make = partial(make_target, Ask.of(args))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         driven = runner.run(_driven(args, make, schedule, tell))

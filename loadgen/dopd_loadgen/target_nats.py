@@ -19,6 +19,7 @@ from dopd_proto.subjects import GENERATE
 Prompt = Callable[[Planned], list[int] | str]
 
 PROBE_S = 30.0
+PROBE_TOKENS = 8  # a text of one token there is not where a BOS is put in front
 RETRY_S = 0.5
 TOKEN_BYTES = 4
 
@@ -133,10 +134,10 @@ class NatsTarget:
     async def _make_ready(self, deadline_s: float) -> None:
         """Until a request of one token is answered. Raises LoadError."""
         while True:
-            record = Record(-1, isl_tokens=1, osl_tokens=1, intended_s=0.0)
+            record = Record(-1, isl_tokens=PROBE_TOKENS, osl_tokens=1, intended_s=0.0)
             try:
                 async with asyncio.timeout(PROBE_S):
-                    await self.send(Planned(0, 0.0, isl_tokens=1, osl_tokens=1), record)
+                    await self.send(Planned(0, 0.0, isl_tokens=PROBE_TOKENS, osl_tokens=1), record)
             except TimeoutError:
                 record.failure, record.detail = "timeout", f"no answer within {PROBE_S:g} s"
             if not record.failure:

@@ -17,6 +17,7 @@ from dopd_loadgen.model import Planned, Record
 T = TypeVar("T")
 
 PROBE_S = 30.0
+PROBE_TOKENS = 8  # a text of one token there is not where a BOS is put in front
 RETRY_S = 0.5
 NOT_YET = (429, 502, 503, 504)
 _DROPPABLE = {
@@ -120,10 +121,10 @@ async def _probe(target: Asked) -> None:
 
 async def _one_token(target: Asked) -> Record:
     # Not the index of a request: its trace id would be that of a request.
-    record = Record(-1, isl_tokens=1, osl_tokens=1, intended_s=0.0)
+    record = Record(-1, isl_tokens=PROBE_TOKENS, osl_tokens=1, intended_s=0.0)
     try:
         async with asyncio.timeout(PROBE_S):
-            await target.send(Planned(0, 0.0, isl_tokens=1, osl_tokens=1), record)
+            await target.send(Planned(0, 0.0, isl_tokens=PROBE_TOKENS, osl_tokens=1), record)
     except TimeoutError:
         record.failure, record.detail = "timeout", f"no answer within {PROBE_S:g} s"
     return record

@@ -7,7 +7,7 @@ import pytest
 
 from dopd.errors import LoadError
 from dopd_loadgen.model import Planned
-from dopd_loadgen.workload.describe import main
+from dopd_loadgen.workload.description import main
 from dopd_loadgen.workload.stats import repeated_blocks, stats_of
 
 
