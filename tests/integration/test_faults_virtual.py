@@ -512,3 +512,21 @@ def test_work_that_is_on_its_way_is_not_taken_for_lost() -> None:
         assert (request.attempt, request.failures) == (1, 0)
 
     run_house(late, 1, requests=1)
+
+
+def test_a_request_that_waits_for_a_place_is_not_taken_for_lost() -> None:
+    """It may have been given back after somebody asked about it, and before its worker is heard."""
+
+    async def asked(house: House) -> None:
+        gateway = house.cluster.gateway
+        house.cluster.broker.down()  # nothing is placed meanwhile
+        house.ask(gateway, 500, 20)
+        await house.until(lambda: gateway._requests)
+        request = next(iter(gateway._requests.values()))
+        gateway._mend.ask_again(request)
+        await asyncio.sleep(0.1)
+        house.cluster.broker.up()
+        await house.until(lambda: request.ended)
+        assert (request.attempt, request.failures) == (1, 0)
+
+    run_house(asked, 1, requests=1)

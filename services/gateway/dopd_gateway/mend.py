@@ -84,7 +84,8 @@ class Mend:
             request.heard_s = self._runtime.now()
         holder = request.holder()
         needed = {s.worker_id for s in request.slip} if request.stash else {holder.worker_id} if holder else set()
-        if needed <= gone:
+        # Without a slip it has been given back since somebody asked, and waits for another place.
+        if needed and needed <= gone:
             self._desk.void(request)
             self.lost(request, Unavailable("tokens were lost"))
 
