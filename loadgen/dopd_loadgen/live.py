@@ -29,6 +29,7 @@ from dopd_loadgen.target_http import HttpSettings, HttpTarget
 from dopd_loadgen.target_nats import NatsSettings, NatsTarget
 from dopd_loadgen.workload import Schedule
 
+TOKENS_PER_S = 20_000
 # Ids that text vocabularies have and use for text; the tiny local model's, too.
 TOKEN_IDS = (10, 250)
 
@@ -71,7 +72,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     client.add_argument(
         "--max-concurrency", type=count, metavar="N", help="closed loop: at most N at once; not a measure of capacity"
     )
-    client.add_argument("--processes", type=count, default=1, metavar="N", help="client processes")
+    client.add_argument("--processes", type=count, metavar="N", help="client processes (default: what the load needs)")
     client.add_argument(
         "--ready-check-timeout-sec",
         type=seconds,
@@ -79,6 +80,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="S",
         help="wait so long for a server that starts",
     )
+
+
+def enough_processes(schedule: Schedule) -> int:
+    """One process per 20,000 tokens/s, which keeps its own lateness small; no more than there are cores."""
+    tokens_per_s = sum(one.osl_tokens for one in schedule) / max(schedule.span_s, 1.0)
+    return min(os.cpu_count() or 1, 1 + int(tokens_per_s / TOKENS_PER_S))
 
 
 def check_lengths(tokenizer: Tokenizer, schedule: Schedule) -> None:
@@ -195,7 +202,8 @@ async def _driven(
 ) -> _Driven:
     settings = DriveSettings(timeout_s=args.timeout, max_concurrency=args.max_concurrency)
     stop = asyncio.Event()
-    many = ClientProcesses(make, args.processes) if args.processes > 1 else None
+    processes = args.processes or enough_processes(schedule)
+    many = ClientProcesses(make, processes) if processes > 1 else None
     # Also with many: it finds the model, and says at once what is wrong.
     target = make()
     await target.open()

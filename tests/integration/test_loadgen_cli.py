@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from dopd.errors import LoadError
+from dopd_gateway.tokenizer import Tokenizer
 from dopd_loadgen.cli import main
+from dopd_loadgen.live import check_lengths, enough_processes
+from dopd_loadgen.workload import WorkloadSpec, plan
+from tests.text_side import tiny_bpe
 
 SIM = [
     "sim",
@@ -145,3 +150,16 @@ def test_keys_and_headers_are_not_kept_with_the_result(tmp_path: Path) -> None:
 
     args = parser().parse_args(["run", "--api-key", "sekrit", "--header", "Authorization=sekrit", "--num-prompts", "1"])
     assert "sekrit" not in json.dumps(settings_of(args))
+
+
+def test_a_load_of_many_tokens_gets_more_than_one_client_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    for rate, processes in ((10, 1), (250, 2), (5_000, 4)):
+        spec = WorkloadSpec("synthetic", request_rate=rate, isl="10", osl="100", duration_s=10.0)
+        assert enough_processes(plan(spec)) == processes
+
+
+def test_a_prompt_too_short_to_be_text_is_refused_before_anything_is_sent() -> None:
+    schedule = plan(WorkloadSpec("synthetic", request_rate=5, isl="1", osl="5", num_prompts=3))
+    with pytest.raises(LoadError, match=r"--tokenizer.*request 0 has a prompt of 1 tokens"):
+        check_lengths(Tokenizer(tiny_bpe(bos=True)), schedule)
