@@ -19,6 +19,7 @@ from dopd.errors import ConfigError, LoadError
 from dopd.obs.log import set_up
 from dopd.runtime.main import add_config_argument
 from dopd_loadgen import arguments, live, progress
+from dopd_loadgen.collector import collector, send_client_spans
 from dopd_loadgen.drive import Progress
 from dopd_loadgen.goodput import Goodput, parse_goodput
 from dopd_loadgen.model import Run
@@ -124,10 +125,20 @@ def _finish(run: Run, schedule: Schedule, args: Namespace) -> int:
         print(f"written to {folder}")
     if args.traces_out is not None:
         _write_traces(whole, args.traces_out)
+    if whole.api != "virtual" and (url := collector()):
+        _report_spans(whole, url)
     if args.assert_attainment is None:
         return 130 if whole.interrupted else 0
     assert stored.summary is not None
     return verdict(stored.summary, args.assert_attainment)
+
+
+def _report_spans(run: Run, url: str) -> None:
+    """A collector that is away costs its spans, not the run."""
+    try:
+        send_client_spans(run, url)
+    except LoadError as error:
+        print(f"dopd-loadgen: {error}", file=sys.stderr)
 
 
 def _write_traces(run: Run, path: Path) -> None:

@@ -6,7 +6,7 @@ right on its own clock, nothing is shifted.
 """
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -154,34 +154,54 @@ def write_otlp_json(run: Run, path: Path) -> None:
         if record.sent_s is not None:
             for service, where, span in _otlp_spans(run, record):
                 spans.setdefault((service, where), []).append(span)
-    groups = [{"resource": _resource(*who), "scopeSpans": [_scope(found)]} for who, found in sorted(spans.items())]
     with whole_file(path) as stream:
-        stream.write(_json({"resourceSpans": groups}))
+        stream.write(_otlp(spans))
+
+
+def client_spans(run: Run, at_once: int) -> Iterator[bytes]:
+    """The client's spans alone, as OTLP/JSON of so many requests each: the system's own come from the system."""
+    sent = [record for record in run.records if record.sent_s is not None]
+    for start in range(0, len(sent), at_once):
+        yield _otlp({("loadgen", CLIENT): [_client_span(run, record) for record in sent[start : start + at_once]]})
+
+
+def _otlp(spans: Mapping[tuple[str, str], list[dict[str, Any]]]) -> bytes:
+    groups = [{"resource": _resource(*who), "scopeSpans": [_scope(found)]} for who, found in sorted(spans.items())]
+    return _json({"resourceSpans": groups})
 
 
 def _id(of: str) -> str:
     return blake2b(of.encode(), digest_size=8).hexdigest()
 
 
-def _otlp_spans(run: Run, record: Record) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    trace_id = record.trace_id or trace_of(run.seed, record.index)[0]  # a virtual run has no trace
-    own = client_span_of(trace_id)
-    server, zero_s = _id(f"{trace_id}/server"), run.started_unix_s
+def _trace_of(run: Run, record: Record) -> str:
+    return record.trace_id or trace_of(run.seed, record.index)[0]  # a virtual run has no trace
+
+
+def _client_span(run: Run, record: Record) -> dict[str, Any]:
+    trace_id, zero_s = _trace_of(run, record), run.started_unix_s
     whole = next(_client_slices(record))
     about: dict[str, str | int] = {
         "dopd.request_id": record.request_id,
         "dopd.isl_tokens": record.isl_tokens,
         "dopd.osl_tokens": record.osl_tokens,
     }
-    span = _span(trace_id, own, "", whole.name, _CLIENT, zero_s + whole.start_s, zero_s + whole.end_s)
+    start_s, end_s = zero_s + whole.start_s, zero_s + whole.end_s
+    span = _span(trace_id, client_span_of(trace_id), "", whole.name, _CLIENT, start_s, end_s)
     span["attributes"] = [_attribute(key, value) for key, value in about.items()]
     marks = {"sent": record.sent_s, "first token": record.times_s[0] if record.times_s else None}
     span["events"] = [{"name": n, "timeUnixNano": _nano(zero_s + at)} for n, at in marks.items() if at is not None]
     if record.failure:
         span["status"] = {"code": _ERROR, "message": f"{record.failure}: {record.detail}".removesuffix(": ")}
-    yield "loadgen", CLIENT, span
+    return span
+
+
+def _otlp_spans(run: Run, record: Record) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    yield "loadgen", CLIENT, _client_span(run, record)
     if not record.timeline:
         return
+    trace_id = _trace_of(run, record)
+    own, server = client_span_of(trace_id), _id(f"{trace_id}/server")
     first, last_s = record.timeline[0], max(phase.end_s for phase in record.timeline)
     yield "gateway", first.where, _span(trace_id, server, own, "completion", _SERVER, first.start_s, last_s)
     for number, phase in enumerate(record.timeline):

@@ -32,7 +32,7 @@ body { margin: 0 auto; padding: 1rem; max-width: 76rem; color: var(--ink); backg
   font: 16px/1.5 system-ui, sans-serif }
 h1 { font-size: 1.5rem; margin: 0 } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem } h3 { font-size: 1rem; margin: 0 }
 p.sub, caption, figcaption { color: var(--soft); font-size: .875rem; text-align: left }
-p.sub { margin: .25rem 0 1rem } h1, h2, td, th, p { overflow-wrap: anywhere }
+p.sub { margin: .25rem 0 1rem } h1, h2, td, p { overflow-wrap: anywhere }
 ul.notes { list-style: none; margin: 1rem 0; padding: 0 }
 ul.notes li { background: var(--note); border-left: 4px solid var(--note-line); padding: .5rem .75rem; margin: .5rem 0 }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9375rem }
