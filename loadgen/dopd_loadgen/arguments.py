@@ -4,10 +4,12 @@ Consumes a parser, then its result; produces a `WorkloadSpec`, a result folder a
 """
 
 import json
+import math
 import re
 import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +81,19 @@ def add_workload(parser: ArgumentParser) -> None:
 def workload_of(args: Namespace) -> WorkloadSpec:
     """What `add_workload` read; `plan` checks it."""
     same = WorkloadSpec.__dataclass_fields__.keys() - {"source"}
-    return WorkloadSpec(source=args.trace or args.preset or SYNTHETIC, **{name: getattr(args, name) for name in same})
+    spec = WorkloadSpec(source=args.trace or args.preset or SYNTHETIC, **{name: getattr(args, name) for name in same})
+    return _with_defaults(spec) if spec.source == SYNTHETIC else spec
+
+
+def _with_defaults(spec: WorkloadSpec) -> WorkloadSpec:
+    """Of a synthetic load, those of vLLM's benchmark: 1000 requests at once, 1024 tokens in, 128 out."""
+    return replace(
+        spec,
+        request_rate=math.inf if spec.request_rate is None and spec.arrivals is None else spec.request_rate,
+        num_prompts=1000 if spec.num_prompts is None and spec.duration_s is None else spec.num_prompts,
+        isl=spec.isl if spec.isl or spec.sharegpt else "1024",
+        osl=spec.osl if spec.osl or spec.sharegpt else "128",
+    )
 
 
 def add_measure(parser: ArgumentParser) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from dopd.errors import LoadError
 from dopd_gateway.tokenizer import Tokenizer
-from dopd_loadgen.cli import main
+from dopd_loadgen.arguments import settings_of, workload_of
+from dopd_loadgen.cli import main, parser
 from dopd_loadgen.live import check_lengths, enough_processes
 from dopd_loadgen.workload import WorkloadSpec, plan
 from tests.text_side import tiny_bpe
@@ -145,9 +146,6 @@ def test_a_trace_is_described_in_a_table_and_a_picture(tmp_path: Path, capsys: p
 
 
 def test_keys_and_headers_are_not_kept_with_the_result(tmp_path: Path) -> None:
-    from dopd_loadgen.arguments import settings_of
-    from dopd_loadgen.cli import parser
-
     args = parser().parse_args(["run", "--api-key", "sekrit", "--header", "Authorization=sekrit", "--num-prompts", "1"])
     assert "sekrit" not in json.dumps(settings_of(args))
 
@@ -163,3 +161,20 @@ def test_a_prompt_too_short_to_be_text_is_refused_before_anything_is_sent() -> N
     schedule = plan(WorkloadSpec("synthetic", request_rate=5, isl="1", osl="5", num_prompts=3))
     with pytest.raises(LoadError, match=r"--tokenizer.*request 0 has a prompt of 1 tokens"):
         check_lengths(Tokenizer(tiny_bpe(bos=True)), schedule)
+
+
+def test_without_a_source_the_load_is_that_of_vllms_benchmark() -> None:
+    def load(*words: str) -> list[tuple[float, int, int]]:
+        schedule = plan(workload_of(parser().parse_args(["run", *words])))
+        return [(one.at_s, one.isl_tokens, one.osl_tokens) for one in schedule]
+
+    assert load() == [(0.0, 1024, 128)] * 1000
+    assert load("--num-prompts", "7", "--random-input-len", "50", "--random-output-len", "9") == [(0.0, 50, 9)] * 7
+    assert len({at_s for at_s, _, _ in load("--num-prompts", "7", "--request-rate", "5")}) == 7
+
+
+def test_the_report_says_what_the_waits_are_made_of(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(SIM) == 0
+    said = capsys.readouterr().out
+    for part in ("prefilling", "ttft", "kv transfer", "first decode step", "second token"):
+        assert f" {part} " in said, part

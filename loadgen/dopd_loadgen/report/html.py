@@ -12,12 +12,15 @@ from dopd_loadgen.report.canvas import Picture, inline_svg
 from dopd_loadgen.report.comparison import comparison, comparison_cells, names
 from dopd_loadgen.report.notes import notes
 from dopd_loadgen.report.result import Stored
+from dopd_loadgen.report.samples import part_rows
 from dopd_loadgen.report.wording import (
+    PART_HEADER,
     PHASE_HEADER,
     latency_caption,
     latency_cells,
     latency_header,
     latency_rows,
+    part_cells,
     phase_cells,
     summary_rows,
 )
@@ -101,6 +104,12 @@ def _figures(stored: Stored) -> str:
     if len(summary.phases) > 1:
         phases = (_row(phase_cells(name, figures)) for name, figures in summary.phases.items())
         parts += ["<h2>Phases</h2>", _numbers(PHASE_HEADER, phases, "")]
+    if waits := part_rows(stored):
+        cells = (_row(part_cells(name, stats)) for name, stats in waits)
+        parts += [
+            "<h2>What the first and the second token waited for (ms)</h2>",
+            _numbers(PART_HEADER, cells, ""),
+        ]
     return "".join(parts)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dopd_loadgen.breakdown import SECOND, TTFT, breakdown
+from dopd_loadgen.breakdown import SECOND, TTFT, PhaseStats, breakdown
 from dopd_loadgen.model import Record
 from dopd_loadgen.report.metrics import tpots_s, ttfts_s, unsent, window
 from dopd_loadgen.report.result import Stored
@@ -40,6 +40,13 @@ def parts_s(stored: Stored, of: Literal["ttft", "second"]) -> dict[str, float]:
     if of == "ttft" and parts:
         parts["sent"] += parts.pop("first_token_sent")
     return {name.replace("_", " "): seconds for name, seconds in parts.items() if seconds > 0}
+
+
+def part_rows(stored: Stored) -> list[tuple[str, PhaseStats]]:
+    """Every part that took time, and the sums `ttft` and `second token`; empty where no timelines are there."""
+    stats = breakdown(_inside(stored))
+    order = (*TTFT, "ttft", *SECOND, "second_token")
+    return [(name.replace("_", " "), stats[name]) for name in order if name in stats and stats[name].p99_s > 5e-6]
 
 
 def _inside(stored: Stored) -> list[Record]:

@@ -13,13 +13,16 @@ from rich.text import Text
 from dopd_loadgen.report.comparison import comparison, comparison_cells, names
 from dopd_loadgen.report.notes import notes
 from dopd_loadgen.report.result import Stored
+from dopd_loadgen.report.samples import part_rows
 from dopd_loadgen.report.summary import Figures
 from dopd_loadgen.report.wording import (
+    PART_HEADER,
     PHASE_HEADER,
     latency_caption,
     latency_cells,
     latency_header,
     latency_rows,
+    part_cells,
     phase_cells,
     summary_rows,
 )
@@ -45,7 +48,11 @@ def summary_table(stored: Stored) -> RenderableType:
         head.add_row(title, Text(text))
     parts: list[RenderableType] = [head, *said, _latency_table(summary.figures)]
     if len(summary.phases) > 1:
-        parts.append(_phase_table(summary.phases))
+        phases = [phase_cells(name, figures) for name, figures in summary.phases.items()]
+        parts.append(_plain_table("Phases", PHASE_HEADER, phases))
+    if rows := part_rows(stored):
+        cells = [part_cells(name, stats) for name, stats in rows]
+        parts.append(_plain_table("What the first and the second token waited for (ms)", PART_HEADER, cells))
     return Group(*parts)
 
 
@@ -59,12 +66,12 @@ def _latency_table(figures: Figures) -> RenderableType:
     return table
 
 
-def _phase_table(phases: dict[str, Figures]) -> RenderableType:
-    table = Table(title="Phases", title_style="bold", box=SIMPLE_HEAD)
-    for number, title in enumerate(PHASE_HEADER):
-        table.add_column(title, justify="left" if number == 0 else "right", no_wrap=True)
-    for name, figures in phases.items():
-        table.add_row(*map(Text, phase_cells(name, figures)))
+def _plain_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableType:
+    table = Table(title=title, title_style="bold", box=SIMPLE_HEAD)
+    for number, name in enumerate(header):
+        table.add_column(name, justify="left" if number == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
     return table
 
 

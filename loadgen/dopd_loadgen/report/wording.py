@@ -2,10 +2,12 @@
 
 import math
 
+from dopd_loadgen.breakdown import PhaseStats
 from dopd_loadgen.goodput import NO_TARGET_S
 from dopd_loadgen.report.summary import Figures, Spread, Summary
 
 NAMES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "E2E"}
+PART_HEADER = ("part", "n", "mean", "p50", "p90", "p99")
 PHASE_HEADER = ("phase", "requests", "attained", "TTFT", "TPOT", "offered/s", "good/s")
 
 
@@ -102,3 +104,8 @@ def phase_cells(name: str, figures: Figures) -> list[str]:
     shares = [percent(share.joint), percent(share.ttft), percent(share.tpot)]
     rates = [f"{figures.offered_rps:,.2f}", f"{figures.goodput_rps:,.2f}"]
     return [name or "(none)", f"{figures.requests:,}", *shares, *rates]
+
+
+def part_cells(name: str, stats: PhaseStats) -> list[str]:
+    """One row of the table of what the waits are made of; ms."""
+    return [name, f"{stats.count:,}", *map(ms, (stats.mean_s, stats.p50_s, stats.p90_s, stats.p99_s))]
