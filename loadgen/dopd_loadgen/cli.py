@@ -16,7 +16,7 @@ import msgspec
 from dopd import config as configs
 from dopd.config import Config
 from dopd.errors import ConfigError, LoadError
-from dopd.obs.log import set_up
+from dopd.obs.log import warnings_only
 from dopd.runtime.main import add_config_argument
 from dopd_loadgen import arguments, live, progress
 from dopd_loadgen.collector import collector, send_client_spans
@@ -40,9 +40,9 @@ SIM_TOKEN_IDS = (3, 32_000)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command."""
     args = parser().parse_args(argv)
-    set_up("loadgen", "warning")  # a virtual cluster's own news are not the user's
     try:
-        return int(args.run(args))
+        with warnings_only():
+            return int(args.run(args))
     except (LoadError, ConfigError) as error:
         print(f"dopd-loadgen: {error}", file=sys.stderr)
         return 2

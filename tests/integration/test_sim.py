@@ -5,10 +5,10 @@ import random
 import pytest
 
 from dopd.config import ClusterConfig, Config, SloConfig
+from dopd.obs.log import warnings_only
 from dopd_loadgen.breakdown import breakdown
 from dopd_loadgen.model import Planned, Run
 from dopd_loadgen.sim import Simulation, simulate
-from tests.integration.replay import be_quiet
 
 SPAN_S = 20.0
 
@@ -28,10 +28,10 @@ def schedule(count: int = 60, seed: int = 3) -> list[Planned]:
 
 
 def simulated(seed: int = 1, timeout_s: float = 60.0, plans: list[Planned] | None = None, workers: int = 1) -> Run:
-    be_quiet()
     config = Config(cluster=ClusterConfig(prefill=workers, decode=workers), slo=SloConfig(ttft_s=1.0, tpot_s=0.05))
     what = Simulation(config, seed, prompt, timeout_s, SPAN_S)
-    return simulate(schedule() if plans is None else plans, what)
+    with warnings_only():
+        return simulate(schedule() if plans is None else plans, what)
 
 
 def test_every_planned_request_has_a_record_with_all_its_tokens() -> None:

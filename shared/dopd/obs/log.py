@@ -6,6 +6,8 @@ Consumes level and format (config section `[log]`); produces `get_logger`, and s
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, TextIO
 
 import structlog
@@ -25,6 +27,20 @@ def get_logger(**fields: Any) -> structlog.typing.FilteringBoundLogger:
     """A logger that adds `fields` to each event: `get_logger().info("role_changed", worker_id="w1")`."""
     logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(**fields)
     return logger
+
+
+@contextmanager
+def warnings_only() -> Iterator[None]:
+    """For a program that has services run inside of it: what they log below WARNING is not its user's business."""
+    before = structlog.get_config()
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
 
 
 def set_up(service: str, level: Level = "info", form: Format = "auto", stream: TextIO | None = None) -> None:
