@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from dopd.engine.contract import Cached, EngineLoad, Job, JobEnd, JobOutput, StepRecord
 from dopd.engine.sim.blocks import BlockPool
 from dopd.engine.sim.tokens import chunk_keys, draw, next_key, prefix_state
+from dopd.perf.link import Link
 from dopd.perf.model import step_s, transfer_s
 from dopd.perf.profile import Profile
 from dopd.policy.base import StepBudget, StepLimit, StepView, WaitingView
@@ -71,6 +72,7 @@ class SimCore:
         )
         self.running: list[Seq] = []
         self.waiting: deque[Seq] = deque()
+        self._fetches = Link(profile)
         self.steps = 0
         self.records: deque[StepRecord] = deque(maxlen=RECORDS)
         self.budget: StepBudget | None = None
@@ -89,7 +91,7 @@ class SimCore:
         tokens = array("I", job.tokens)
         seq = Seq(job, tokens, prefix_state(tokens), nonce, now_s, now_s, store_chunks, goal=len(tokens))
         local = self.pool.match(chunk_keys(tokens, self.chunk_tokens)) if store_chunks else 0
-        seq.ready_s += transfer_s(self.profile, max(0, store_chunks - local) * self.chunk_tokens)
+        seq.ready_s = self._fetches.move((store_chunks - local) * self.chunk_tokens, now_s)
         self.waiting.append(seq)
 
     def retry_at(self, now_s: float) -> float:
@@ -204,6 +206,7 @@ class SimCore:
             if self._stores(seq, after):
                 stored += (after // self.chunk_tokens - seq.computed // self.chunk_tokens) * self.chunk_tokens
         # The store is written inside the step (engines.md 4.4, engine_driven): no race, at the cost of its time.
+        # Nothing else goes out meanwhile, and what is fetched comes in on the link's other direction.
         return step_s(self.profile, tokens, square, decodes, context) + transfer_s(self.profile, stored)
 
     def end_step(self, now_s: float) -> tuple[list[JobOutput], list[bytes]]:
