@@ -48,6 +48,8 @@ class WorkerRow(Message):
     kv_usage: float
     pinned: Role | None = None
     age_s: float = 0.0
+    gpus: int = 1
+    engine: str = ""
 
 
 class RolesReply(Message):

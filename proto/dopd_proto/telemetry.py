@@ -26,7 +26,8 @@ class WorkerState(Message):
 
     `accepting_at_s` is when the present role began to take work, `drained_at_s` when the last work of the old one
     was gone (None: still draining). Token counts: `queued_prefill_tokens` is prompt work not yet computed,
-    `context_tokens` the live context of decoding requests.
+    `context_tokens` the live context of decoding requests. `engine` is the kind of engine, on `gpus` GPUs: workers that
+    say the same can take each other's role.
     """
 
     worker_id: str
@@ -53,6 +54,8 @@ class WorkerState(Message):
     store_ok: bool = True
     kv_misses: int = 0
     max_model_len: int = 0
+    gpus: int = 1
+    engine: str = ""
     grants: tuple[Grant, ...] = ()
 
 

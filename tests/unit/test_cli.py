@@ -75,13 +75,16 @@ ROW = WorkerRow(
     waiting=0,
     kv_usage=0.256,
     pinned="decode",
+    gpus=2,
+    engine="h100-tp2",
 )
 
 
 def test_roles_are_shown_as_a_table_with_the_epoch_as_term_and_sequence() -> None:
-    headings, row = roles_cli.table([ROW]).splitlines()
+    headings, row, total = roles_cli.table([ROW]).splitlines()
     assert headings.split() == list(roles_cli.HEADINGS)
-    assert row.split() == ["w1", "decode", "serving", "3.7", "i-1", "2", "0", "26%", "decode"]
+    assert row.split() == ["w1", "decode", "serving", "3.7", "i-1", "2", "0", "26%", "2", "h100-tp2", "decode"]
+    assert total == "1 workers, 2 GPUs"
 
 
 @pytest.mark.parametrize(

@@ -114,3 +114,18 @@ def test_no_series_of_changes_that_were_not_refused_empties_a_pool(
     for pool in covered:
         # In whatever order they flip: somebody belongs to the pool before and after.
         assert any({worker.role, leaving.get(w, worker.role)} <= {pool, "mixed"} for w, worker in states.items())
+
+
+def test_a_worker_whose_engine_is_unlike_those_of_the_pool_keeps_its_role() -> None:
+    workers = cluster(
+        state("w1", "prefill", engine="tp1"),
+        state("w2", "prefill", engine="tp1"),
+        state("w3", "decode", engine="tp2"),
+        state("w4", "decode", engine="tp2"),
+    )
+    assert refusal(workers, {}, "w1", "decode") == "its engine is 'tp1', that of decode worker w3 'tp2'"
+    assert "'tp2'" in refusal(workers, {}, "w1", "mixed")
+    gone = workers | cluster(state("w3", "decode", "failed"), state("w4", "decode", "failed"))
+    assert refusal(gone, {}, "w1", "decode") == ""
+    alike = {w: state(w, s.role, engine="tp1") for w, s in workers.items()}
+    assert refusal(alike, {}, "w1", "decode") == ""

@@ -69,6 +69,16 @@ def refusal(states: Mapping[str, WorkerState], leaving: Mapping[str, Role], work
         ]
         if state.role in (pool, "mixed") and role not in (pool, "mixed") and not stays:
             return f"would leave no {pool} worker"
+    return _unlike(states, state, role)
+
+
+def _unlike(states: Mapping[str, WorkerState], state: WorkerState, role: Role) -> str:
+    """Why this worker's engine does not fit into the pools that the role is of, empty when it does."""
+    joins = [pool for pool in POOLS if role in (pool, "mixed") and state.role not in (pool, "mixed")]
+    for other in states.values():
+        works = other.worker_id != state.worker_id and other.phase == "serving"
+        if works and other.engine != state.engine and any(other.role in (pool, "mixed") for pool in joins):
+            return f"its engine is {state.engine!r}, that of {other.role} worker {other.worker_id} {other.engine!r}"
     return ""
 
 
@@ -98,6 +108,7 @@ def rows(states: Mapping[str, WorkerState], pinned: Mapping[str, Role], now_s: f
             incarnation=state.incarnation, running=state.running, waiting=state.waiting,
             kv_usage=state.kv_used_tokens / state.kv_total_tokens if state.kv_total_tokens else 0.0,
             pinned=pinned.get(state.worker_id), age_s=max(0.0, now_s - state.sent_s),
+            gpus=state.gpus, engine=state.engine,
         )
         for _, state in sorted(states.items())
     )  # fmt: skip

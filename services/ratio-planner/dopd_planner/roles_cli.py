@@ -17,7 +17,7 @@ from dopd.runtime.main import add_config_argument
 from dopd_proto.control import RolesReply, RolesRequest, WorkerRow
 from dopd_proto.subjects import ROLES
 
-HEADINGS = ("worker", "role", "phase", "epoch", "incarnation", "running", "waiting", "kv", "pinned")
+HEADINGS = ("worker", "role", "phase", "epoch", "incarnation", "running", "waiting", "kv", "gpus", "engine", "pinned")
 CONNECT_S = 2.0
 SLACK_S = 5.0  # the planner answers by itself at the time-out; we give up a little later
 
@@ -109,18 +109,20 @@ async def _ask(url: str, request: RolesRequest) -> int:
 
 
 def table(rows: Sequence[WorkerRow]) -> str:
-    """One line per worker under the headings."""
+    """One line per worker under the headings, and how many GPUs they have in all."""
     lines = [HEADINGS, *(_cells(row) for row in rows)]
     widths = [max(len(line[n]) for line in lines) for n in range(len(HEADINGS))]
+    total = f"{len(rows)} workers, {sum(row.gpus for row in rows)} GPUs"
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+        ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+        + [total]
     )
 
 
 def _cells(row: WorkerRow) -> tuple[str, ...]:
     epoch = f"{row.epoch >> 32}.{row.epoch & 0xFFFFFFFF}"  # lease term and sequence
-    load = (str(row.running), str(row.waiting), f"{row.kv_usage:.0%}")
-    return (row.worker_id, row.role, row.phase, epoch, row.incarnation, *load, row.pinned or "-")
+    load = (str(row.running), str(row.waiting), f"{row.kv_usage:.0%}", str(row.gpus))
+    return (row.worker_id, row.role, row.phase, epoch, row.incarnation, *load, row.engine or "-", row.pinned or "-")
 
 
 def read_back(request: RolesRequest, reply: RolesReply) -> str:

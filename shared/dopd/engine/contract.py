@@ -95,11 +95,15 @@ OnOutput = Callable[[Sequence[JobOutput]], None]
 class Engine(Protocol):
     """Life: `start`, any number of jobs, `stop`. The KV store holds whole chunks of `chunk_tokens`.
 
+    `label` says what kind of engine it is, on `gpus` GPUs: workers with the same label can take each other's role.
+
     Every submitted job ends with exactly one output that has an `end`."""
 
     max_running: int
     max_model_len: int
     chunk_tokens: int
+    gpus: int
+    label: str
 
     async def start(self, on_output: OnOutput) -> None:
         """Load the model. Returns when jobs are taken. Raises EngineError when it cannot."""

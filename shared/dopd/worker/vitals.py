@@ -69,6 +69,8 @@ class Vitals:
             store_ok=load.store_ok,
             kv_misses=kv_misses,
             max_model_len=self._engine.max_model_len,
+            gpus=self._engine.gpus,
+            engine=self._engine.label,
             grants=credit.grants(accounts, free),
         )
 

@@ -26,6 +26,7 @@ class SimEngine:
         self.max_running = profile.max_running
         self.max_model_len = profile.max_model_len
         self.chunk_tokens = profile.chunk_tokens
+        self.gpus, self.label = profile.gpus, profile.name
         self._core = SimCore(profile, save_decode, lazy=together)
         self._store = store
         self._runtime = runtime

@@ -15,6 +15,7 @@ import itertools
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -41,6 +42,8 @@ class VllmEngine:
         self.max_running = settings.max_num_seqs
         self.max_model_len = settings.max_model_len or 0
         self.chunk_tokens = settings.chunk_tokens
+        self.gpus = settings.tensor_parallel_size
+        self.label = f"{Path(settings.model).name}-tp{self.gpus}"
         self.kv_domain = settings.kv_domain
         self._settings = settings
         self._runtime = runtime
