@@ -65,6 +65,7 @@ def add_workload(parser: ArgumentParser) -> None:
     )
     group.add_argument("--num-prompts", type=int, metavar="N", help="at most so many requests")
     group.add_argument("--loop", action="store_true", help="repeat a trace until the duration or the number is full")
+    group.add_argument("--turn", action="store_true", help="with --loop: begin at a random point, drawn by the seed")
     group.add_argument("--sort", action="store_true", help="put a trace's rows in order of time")
     group.add_argument("--format", metavar="NAME", help="the trace's format, where its content does not tell")
     group.add_argument("--servegen-model", metavar="NAME", help="which model of a servegen file")

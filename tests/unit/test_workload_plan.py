@@ -186,6 +186,7 @@ WRONG = [
     (WorkloadSpec("nothing-like"), "nothing-like", "neither a file nor one of synthetic, azure-code-like"),
     (WorkloadSpec("azure-code-like"), "--duration-s", "give --duration-s or --num-prompts"),
     (WorkloadSpec("azure-code-like", duration_s=1.0, loop=True), "--loop", "is for trace files"),
+    (WorkloadSpec("azure-code-like", duration_s=1.0, turn=True), "--turn", "is for a trace that goes round"),
     (WorkloadSpec("azure-code-like", duration_s=1.0, sort=True), "--sort", "is for trace files"),
     (WorkloadSpec("azure-code-like", duration_s=1.0, format="azure"), "--format", "is for trace files"),
     (WorkloadSpec("azure-code-like", duration_s=1.0, servegen_model="m"), "--servegen-model", "is for trace files"),

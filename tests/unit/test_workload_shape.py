@@ -70,6 +70,16 @@ def test_passes_begin_at_random_points_and_share_no_blocks() -> None:
     assert loop(planned, generator(4, "loop"), num_prompts=400) != looped
 
 
+def test_a_first_pass_may_begin_at_a_random_point_that_the_seed_draws() -> None:
+    planned = [Planned(n, float(n), n + 1, 1) for n in range(100)]
+    turned = [loop(planned, generator(seed, "loop"), 99.0, turn_first=True) for seed in range(6)]
+    for one in turned:
+        lengths = [each.isl_tokens for each in one]
+        first = lengths[0]
+        assert lengths == [*range(first, 101), *range(1, first)][: len(lengths)] and len(lengths) >= 98
+    assert len({one[0].isl_tokens for one in turned}) == 6
+
+
 def test_a_load_without_duration_cannot_be_looped() -> None:
     with pytest.raises(LoadError, match="--loop: a load without a duration"):
         loop([Planned(0, 0.0, 1, 1)], generator(0, "loop"), 10.0)

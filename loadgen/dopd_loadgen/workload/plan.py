@@ -154,10 +154,13 @@ def _from_trace(spec: WorkloadSpec, path: Path) -> Trace:
     if spec.request_rate is not None:
         looped = spec.loop
         return _retimed(
-            spec, lambda n: replace(read, planned=shape.loop(planned, rng, num_prompts=n) if looped else planned[:n])
+            spec,
+            lambda n: replace(
+                read, planned=shape.loop(planned, rng, num_prompts=n, turn_first=spec.turn) if looped else planned[:n]
+            ),
         )
     if spec.loop:
-        planned = shape.loop(planned, rng, spec.duration_s or math.inf, spec.num_prompts)
+        planned = shape.loop(planned, rng, spec.duration_s or math.inf, spec.num_prompts, spec.turn)
     elif read.whole:
         _reaches_end(spec, planned)
     return replace(read, planned=shape.cut(planned, 0.0, spec.duration_s or math.inf, spec.num_prompts))

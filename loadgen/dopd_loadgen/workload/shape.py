@@ -32,11 +32,15 @@ def cut(
 
 
 def loop(
-    planned: Sequence[Planned], rng: Generator, duration_s: float = math.inf, num_prompts: int | None = None
+    planned: Sequence[Planned],
+    rng: Generator,
+    duration_s: float = math.inf,
+    num_prompts: int | None = None,
+    turn_first: bool = False,
 ) -> list[Planned]:
     """The load over and over until the duration or the number is full, each time from a random point on.
 
-    So its parts meet in another order each time. The first pass is the load as it is. Each pass has block ids of its
+    So its parts meet in another order each time. The first pass is the load as it is, unless `turn_first`. Each pass has block ids of its
     own: otherwise every prompt from the second pass on would be in a prefix cache as a whole. Raises LoadError.
     """
     span_s = wrapped_span_s(planned)
@@ -46,7 +50,9 @@ def loop(
     made: list[Planned] = []
     turn = 0
     while turn * span_s < duration_s and (num_prompts is None or len(made) < num_prompts):
-        made += _moved(_turned(planned, rng.random() * span_s, span_s) if turn else planned, turn, span_s, shift)
+        made += _moved(
+            _turned(planned, rng.random() * span_s, span_s) if turn or turn_first else planned, turn, span_s, shift
+        )
         turn += 1
     return cut(made, 0.0, duration_s, num_prompts)
 

@@ -21,7 +21,7 @@ class WorkloadSpec:
     `source` is a preset's name, a trace's path, or "synthetic" with `arrivals`, `isl` and `osl` in words (see
     `expression`). With any source `isl` and `osl` replace its lengths, `sharegpt` its prompts, `request_rate` and
     `burstiness` its times. `start_s` is in the source's time, `duration_s` is the run's. `part_s` is the length of a
-    part of a `shift-*` preset in the run.
+    part of a `shift-*` preset in the run. With `turn` a looped trace begins at a random point, which the seed draws.
     """
 
     source: str
@@ -36,6 +36,7 @@ class WorkloadSpec:
     duration_s: float | None = None
     num_prompts: int | None = None
     loop: bool = False
+    turn: bool = False
     rate_scale: float = 1.0
     request_rate: float | None = None
     burstiness: float = 1.0
@@ -115,6 +116,8 @@ def _check_times(spec: WorkloadSpec) -> None:
     ends = spec.duration_s is not None or spec.num_prompts is not None
     if spec.request_rate == math.inf and spec.num_prompts is None and spec.duration_s is not None:
         raise LoadError("--num-prompts", "with --request-rate inf all come at once: say how many")
+    if spec.turn and not spec.loop:
+        raise LoadError("--turn", "is for a trace that goes round: give --loop, too")
     if spec.loop and not ends:
         raise LoadError("--loop", "has no end: give --duration-s or --num-prompts")
 
