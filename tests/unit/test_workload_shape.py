@@ -77,7 +77,7 @@ def test_a_first_pass_may_begin_at_a_random_point_that_the_seed_draws() -> None:
         lengths = [each.isl_tokens for each in one]
         first = lengths[0]
         assert lengths == [*range(first, 101), *range(1, first)][: len(lengths)] and len(lengths) >= 98
-    assert len({one[0].isl_tokens for one in turned}) == 6
+    assert len({one[0].at_s for one in turned}) == 6
 
 
 def test_a_load_without_duration_cannot_be_looped() -> None:

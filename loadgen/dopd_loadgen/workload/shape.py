@@ -40,8 +40,9 @@ def loop(
 ) -> list[Planned]:
     """The load over and over until the duration or the number is full, each time from a random point on.
 
-    So its parts meet in another order each time. The first pass is the load as it is, unless `turn_first`. Each pass has block ids of its
-    own: otherwise every prompt from the second pass on would be in a prefix cache as a whole. Raises LoadError.
+    So its parts meet in another order each time. The first pass is the load as it is, unless `turn_first`. Each pass
+    has block ids of its own: otherwise every prompt from the second pass on would be in a prefix cache as a whole.
+    Raises LoadError.
     """
     span_s = wrapped_span_s(planned)
     wanted = duration_s / span_s * len(planned) if num_prompts is None else num_prompts
