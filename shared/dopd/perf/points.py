@@ -31,8 +31,9 @@ META_COUNTS = (
     "max_model_len",
     "block_tokens",
     "chunk_tokens",
+    "large_batch_requests",
 )
-META_NUMBERS = ("transfer_fixed_s", "transfer_bytes_per_s", "start_s", "flip_s")
+META_NUMBERS = ("transfer_fixed_s", "transfer_bytes_per_s", "start_s")
 META_NEEDED = ("name", "source", "gpus", "kv_token_bytes", "kv_total_tokens")
 
 

@@ -53,19 +53,20 @@ def check_step(where: str, step: Step) -> None:
     least = step.prompt_tokens**2 / step.batch_requests if step.phase == "prefill" else step.prompt_tokens
     if step.prompt_square_tokens2 < 0.999 * least:
         raise ConfigError(where, "prompt_square_tokens2", f"below {least:.0f}, the least for these prompts")
-    _check_speed(where, step)
+    check_speed(where, "latency_s", step.prompt_tokens, step.batch_requests, step.latency_s)
 
 
-def _check_speed(where: str, step: Step) -> None:
-    shortest_s = max(SHORTEST_STEP_S, step.prompt_tokens / MOST_TOKENS_PER_S)
-    longest_s = LONGEST_DECODE_S + step.prompt_tokens / LEAST_TOKENS_PER_S
-    work = f"{step.prompt_tokens:g} prompt tokens, {step.batch_requests:g} requests"
-    if step.latency_s < shortest_s:
-        reason = f"{step.latency_s:g} s for {work} is faster than any engine ({shortest_s:g} s)"
-        raise ConfigError(where, "latency_s", f"{reason}; seconds in a column of milliseconds?")
-    if step.latency_s > longest_s:
-        reason = f"{step.latency_s:g} s for {work} is slower than any engine ({longest_s:g} s)"
-        raise ConfigError(where, "latency_s", f"{reason}; milliseconds in a column of seconds?")
+def check_speed(where: str, key: str, prompt_tokens: float, requests: float, latency_s: float) -> None:
+    """Raises ConfigError when no engine can be so fast or so slow."""
+    shortest_s = max(SHORTEST_STEP_S, prompt_tokens / MOST_TOKENS_PER_S)
+    longest_s = LONGEST_DECODE_S + prompt_tokens / LEAST_TOKENS_PER_S
+    work = f"{latency_s:g} s for {prompt_tokens:g} prompt tokens, {requests:g} requests"
+    if latency_s < shortest_s:
+        reason = f"{work} is faster than any engine ({shortest_s:g} s)"
+        raise ConfigError(where, key, f"{reason}; seconds taken for milliseconds?")
+    if latency_s > longest_s:
+        reason = f"{work} is slower than any engine ({longest_s:g} s)"
+        raise ConfigError(where, key, f"{reason}; milliseconds taken for seconds?")
 
 
 def check_growth(where: str, phase: str, steps: Sequence[Step]) -> None:
