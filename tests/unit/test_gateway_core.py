@@ -144,3 +144,16 @@ def test_a_segment_to_the_end_is_decode_work() -> None:
     work = core.work_of(a_request(segment("w1")), ("g", "g-1"), None, any_role=False)
     assert isinstance(work, DecodeWork)
     assert (work.gateway_id, work.gateway_incarnation, work.batch) == ("g", "g-1", None)
+
+
+def test_a_segment_that_ends_before_its_request_leaves_it_open() -> None:
+    request = a_request(most=10)  # 3 tokens of prompt: the last of the output is made from 12 tokens
+    assert [core.left_open(request, segment("w1", stop)) for stop in (2, 3, 11, 12, None)] == [True] * 3 + [False] * 2
+    assert not core.left_open(a_request(most=1), segment("w1", 3)), "the prefill's token is the only one"
+
+
+def test_kv_of_an_open_segment_counts_until_another_worker_has_the_request() -> None:
+    request = a_request(segment("w1", 3))
+    request.unfetched = core.left_open(request, request.slip[-1])
+    feed(request, run(0, 5, started=True, end="open"), "w1")
+    assert request.unfetched

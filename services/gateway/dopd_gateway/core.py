@@ -91,7 +91,7 @@ def take(request: Request, run: Run, worker_id: str, incarnation: str) -> Taken:
     if place > request.stage:
         request.stage = place
     request.missed_tokens += run.missed_tokens
-    if run.started and (request.stage or len(request.slip) == 1):
+    if run.started and request.stage:
         request.unfetched = False
     if run.timing is not None:
         _note(request, run, run.timing, worker_id)
@@ -156,6 +156,12 @@ def view(request: Request) -> RequestView:
         kv_tokens=request.kv_tokens,
         avoid=request.avoid,
     )
+
+
+def left_open(request: Request, last: Segment) -> bool:
+    """Whether this last segment of a slip ends before the request does, so that its KV waits for another worker."""
+    left = request.inbound.sampling.max_tokens - len(request.output)
+    return last.stop is not None and last.stop < request.total_tokens + left - 1
 
 
 def work_of(

@@ -206,7 +206,7 @@ class Gateway:
         request.slip, request.stage, request.stash = slip, 0, []
         request.placed_tokens, request.heard_s = request.total_tokens, self._runtime.now()
         request.timeline.placed(request.heard_s, Place(self.gateway_id, request.attempt))
-        request.unfetched = len(slip) > 1
+        request.unfetched = len(slip) > 1 or core.left_open(request, slip[-1])
         request.unsettled = {}
         for place, segment in enumerate(slip):
             tokens = request.total_tokens - request.kv_tokens if place == 0 else 0

@@ -1,6 +1,7 @@
 """Serving systems as pure functions, one file each. `POLICIES` is the list.
 
-A policy outside of it is named `package.module:NAME`, where NAME is a `Policy`.
+Beside it there is every `static-<n>p<m>d`, a split of n prefill and m decode workers. A policy outside of both is named
+`package.module:NAME`, where NAME is a `Policy`.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,20 +12,41 @@ from inspect import signature
 from typing import Any
 
 from dopd.errors import ConfigError
+from dopd.policy.aggregated import AGGREGATED
 from dopd.policy.base import BudgetSpec, Policy, StepBudget
+from dopd.policy.distserve import DISTSERVE
 from dopd.policy.simple import SIMPLE
+from dopd.policy.static_split import named_split, static_split
 
-POLICIES: dict[str, Policy] = {policy.name: policy for policy in (SIMPLE,)}
+POLICIES: dict[str, Policy] = {policy.name: policy for policy in (SIMPLE, AGGREGATED, DISTSERVE)}
+ORACLE = "oracle-ratio"
 
 
 def policy_named(name: str, params: Mapping[str, float] | None = None) -> Policy:
     """A policy by name or dotted name, its parts made with those of `params` that they take. Raises ConfigError."""
-    policy = POLICIES.get(name) or (_attribute(name) if ":" in name else None)
+    if name == ORACLE:
+        raise ConfigError("[policy]", "name", f"{name} looks into the future: it exists in `dopd compare` alone")
+    split = named_split(name)
+    policy = static_split(*split) if split else POLICIES.get(name) or (_attribute(name) if ":" in name else None)
     if not isinstance(policy, Policy):
-        raise ConfigError(
-            "[policy]", "name", f"{name!r} is unknown; use one of {', '.join(POLICIES)} or package.module:NAME"
-        )
+        known = ", ".join([*POLICIES, "static-<n>p<m>d"])
+        raise ConfigError("[policy]", "name", f"{name!r} is unknown; use one of {known} or package.module:NAME")
     return _with_params(policy, params) if params else policy
+
+
+def sizes(policy: Policy, prefill: int, decode: int, default: tuple[int, int]) -> tuple[int, int]:
+    """Workers that begin with each role: those of the policy's own split, which only the `default` gives way to.
+
+    Raises ConfigError where the two contradict each other.
+    """
+    if policy.split is None or policy.split == (prefill, decode):
+        return prefill, decode
+    if (prefill, decode) != default:
+        p, d = policy.split
+        raise ConfigError(
+            "[cluster]", "prefill, decode", f"{prefill} and {decode} contradict {policy.name}: {p} and {d}"
+        )
+    return policy.split
 
 
 def _with_params(policy: Policy, params: Mapping[str, float]) -> Policy:

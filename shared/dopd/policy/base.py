@@ -182,10 +182,14 @@ class Planner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """One serving system: how it schedules, what it does inside the engine, and whether it changes roles."""
+    """One serving system: how it schedules, what it does inside the engine, and whether it changes roles.
+
+    `split` is (prefill, decode) workers where the policy is made for so many of each; None: the cluster's sizes hold.
+    """
 
     name: str
     scheduler: Callable[..., Scheduler]
     budget: BudgetSpec | None = None
     planner: Callable[..., Planner] | None = None
     first_roles: Literal["split", "mixed"] = "split"
+    split: tuple[int, int] | None = None
