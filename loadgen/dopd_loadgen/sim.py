@@ -4,20 +4,23 @@ Consumes a schedule, a `Config` and a seed; produces a `Run` whose times are exa
 times are the workers' own: the way from worker to client takes no virtual time.
 """
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from dopd.bus import Delivery
 from dopd.config import Config
 from dopd.errors import RequestError
 from dopd.perf.profile import named
+from dopd.policy.base import Policy
 from dopd.runtime.clock import Runtime
 from dopd.runtime.virtual import VirtualRuntime, run_virtual
 from dopd.slo import Slo
 from dopd_gateway.service import Gateway
 from dopd_gateway.stream import Inbound
 from dopd_loadgen.cluster import LocalCluster
-from dopd_loadgen.drive import DriveSettings, Progress, drive, zero_of
+from dopd_loadgen.drive import CANCEL_S, DriveSettings, Progress, drive, zero_of
 from dopd_loadgen.model import Failure, Phase, Planned, Record, RoleCount, Run
 from dopd_proto.request import Sampling
 from dopd_proto.subjects import WORKER_STATE
@@ -72,9 +75,45 @@ def _kind(error: RequestError) -> Failure:
     return "client_error" if error.status < 500 else "server_error"
 
 
+class Watch(Protocol):
+    """Sees requests while they run. What it raises ends the run with that error."""
+
+    def sent(self, record: Record) -> None:
+        """It leaves now; token times come in as the workers report them."""
+
+    def settled(self, record: Record) -> None:
+        """It has come to its end. One that is neither failed nor completed has run out of time."""
+
+
+class Watched(VirtualTarget):
+    """A virtual target with somebody who looks on."""
+
+    def __init__(self, watch: Watch, *rest: Any) -> None:
+        super().__init__(*rest)
+        self._watch = watch
+
+    async def send(self, planned: Planned, record: Record) -> None:
+        self._watch.sent(record)
+        try:
+            await super().send(planned, record)
+        finally:
+            self._watch.settled(record)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The running cluster, for what is to happen beside the load. `zero_s` is the run's zero on its clock."""
+
+    cluster: LocalCluster
+    zero_s: float
+
+
 @dataclass(frozen=True, slots=True)
 class Simulation:
-    """What `simulate` is to run."""
+    """What `simulate` is to run.
+
+    `policy` goes before the config's. `beside` runs beside the load from its start on, and ends with it at the latest.
+    """
 
     config: Config
     seed: int
@@ -82,6 +121,9 @@ class Simulation:
     timeout_s: float
     span_s: float
     label: str = ""
+    policy: Policy | None = None
+    watch: Watch | None = None
+    beside: Callable[[Stage], Coroutine[Any, Any, None]] | None = None
 
 
 def simulate(
@@ -96,21 +138,22 @@ async def _simulated(
 ) -> Run:
     config = what.config
     runtime = VirtualRuntime(what.seed)
-    cluster = LocalCluster(runtime, config, together=True, latency_s=BUS_LATENCY_S)
-    roles = Roles(runtime)
+    cluster = LocalCluster(runtime, config, what.policy, together=True, latency_s=BUS_LATENCY_S)
     await cluster.start()
+    roles = Roles(runtime, {worker_id: worker.role.role for worker_id, worker in cluster.workers.items()})
     await cluster.broker.connect("observer").subscribe(WORKER_STATE.at(), roles.saw)
     slo = Slo(config.slo.ttft_s, config.slo.tpot_s)
-    target = VirtualTarget(cluster.gateway, runtime, what.prompt, slo, what.timeout_s)
-    roles.zero_s = runtime.now()
-    records = await drive(schedule, target, DriveSettings(timeout_s=what.timeout_s), on_progress)
+    parts = (cluster.gateway, runtime, what.prompt, slo, what.timeout_s)
+    target = VirtualTarget(*parts) if what.watch is None else Watched(what.watch, *parts)
+    driving = drive(schedule, target, DriveSettings(timeout_s=what.timeout_s), on_progress)
+    records = await (driving if what.beside is None else _beside(what.beside(Stage(cluster, roles.zero_s)), driving))
     ended_s = runtime.now() - roles.zero_s
     gpus = len(cluster.workers) * named(config.engine.profile).gpus
     await cluster.stop()
     return Run(
         label=what.label or config.policy.name,
         api="virtual",
-        target=f"{config.cluster.prefill}P{config.cluster.decode}D {config.engine.profile}",
+        target=f"{_ratio(roles.counts[0])} {config.engine.profile}",
         model=target.model,
         seed=what.seed,
         started_unix_s=roles.zero_s,
@@ -125,21 +168,45 @@ async def _simulated(
     )
 
 
-class Roles:
-    """Workers per role over time, from what the workers say."""
+async def _beside(work: Coroutine[Any, Any, None], driving: Coroutine[Any, Any, list[Record]]) -> list[Record]:
+    """The load's records. What goes wrong beside it ends it at once."""
+    loop = asyncio.get_running_loop()
+    helper, load = loop.create_task(work), loop.create_task(driving)
+    try:
+        await asyncio.wait({helper, load}, return_when=asyncio.FIRST_COMPLETED)
+        if helper.done():
+            helper.result()
+        return await load
+    finally:
+        helper.cancel()
+        load.cancel()
+        await asyncio.wait({helper, load}, timeout=CANCEL_S)
 
-    def __init__(self, runtime: Runtime) -> None:
+
+def _ratio(roles: RoleCount) -> str:
+    """Such as 3P5D."""
+    counts = ((roles.n_prefill, "P"), (roles.n_decode, "D"), (roles.n_mixed, "M"))
+    return "".join(f"{count}{letter}" for count, letter in counts if count)
+
+
+class Roles:
+    """Workers per role over time, from those they begin with and what the workers say. Zero is when it is made."""
+
+    def __init__(self, runtime: Runtime, first: dict[str, str]) -> None:
         self._runtime = runtime
-        self._of: dict[str, str] = {}
-        self.zero_s = 0.0
+        self._of = first
+        self.zero_s = runtime.now()
         self.counts: list[RoleCount] = []
+        self._count()
 
     def saw(self, delivery: Delivery[WorkerState]) -> None:
         """Take a worker's state."""
         state = delivery.message
-        if self._of.get(state.worker_id) == state.role:
-            return
-        self._of[state.worker_id] = state.role
+        if self._of.get(state.worker_id) != state.role:
+            self._of[state.worker_id] = state.role
+            self._count()
+
+    def _count(self) -> None:
         now = list(self._of.values())
         at_s = self._runtime.now() - self.zero_s
         self.counts.append(RoleCount(at_s, now.count("prefill"), now.count("decode"), now.count("mixed")))
