@@ -42,7 +42,8 @@ class Profile:
 
     Prefill: fixed, per token, per token squared. Decode step: fixed, per request, per token of live context; from
     `large_batch_requests` on (0: never) the large_… three. KV move: fixed and bytes/s, over an idle link. `start_s` is
-    how long a new worker takes until it serves; `LocalCluster.add_worker(cold=True)` waits so long.
+    how long a new worker takes until it serves; `LocalCluster.add_worker(cold=True)` waits so long. `arrival_s` is a
+    request's way into the engine and out of it: it adds to the first token, and keeps nobody from a step.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Profile:
     chunk_tokens: int = 256
     gpus: int = 1
     start_s: float = 0.0
+    arrival_s: float = 0.0
     large_batch_requests: int = 0
     large_fixed_s: float = 0.0
     large_request_s: float = 0.0
@@ -118,8 +120,9 @@ def check_profile(where: str, profile: Profile) -> None:
             raise ConfigError(where, key, f"is {value!r}; give a number {'above 0' if above else 'of at least 0'}")
     prompt_s = profile.prefill_fixed_s + 1000 * profile.prefill_token_s + 1e6 * profile.prefill_token2_s
     check_speed(where, "prefill_…_s", 1000, 1, prompt_s)
-    step_s = profile.decode_fixed_s + profile.decode_request_s + 1000 * profile.decode_context_s
-    check_speed(where, "decode_…_s", 0, 1, step_s)
+    for context in (1, profile.kv_total_tokens):
+        step_s = profile.decode_fixed_s + profile.decode_request_s + context * profile.decode_context_s
+        check_speed(where, "decode_…_s", 0, 1, step_s)
     if not profile.transfer_bytes_per_s:
         raise ConfigError(where, "transfer_bytes_per_s", "is 0; no KV would ever arrive")
 
