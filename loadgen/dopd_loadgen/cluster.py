@@ -6,13 +6,13 @@ It wires the services' own code, nothing else: real or virtual is a matter of th
 from dataclasses import dataclass, field
 
 from dopd.bus.memory import MemoryBroker, MemoryBus
-from dopd.config import Config
+from dopd.config import ClusterConfig, Config
 from dopd.engine.contract import Engine
 from dopd.engine.sim.engine import SimEngine
 from dopd.engine.sim.kvstore import LocalStore
 from dopd.ledger.memory import MemoryStore
 from dopd.perf.profile import Profile, named
-from dopd.policy import policy_named
+from dopd.policy import policy_named, sizes
 from dopd.policy.base import Policy
 from dopd.runtime.clock import Runtime
 from dopd.slo import Slo
@@ -54,8 +54,9 @@ class LocalCluster:
         self.forecaster = Forecaster(self.broker.connect("forecaster"), self.runtime, config.forecaster)
         await self.forecaster.start()
         self.planner = await self.add_planner("planner")
-        for number in range(config.cluster.prefill + config.cluster.decode):
-            await self.add_worker(f"w{number + 1}", "prefill" if number < config.cluster.prefill else "decode")
+        prefill, decode = sizes(self.policy, config.cluster.sizes, ClusterConfig().sizes)
+        for number in range(prefill + decode):
+            await self.add_worker(f"w{number + 1}", "prefill" if number < prefill else "decode")
 
     async def add_gateway(self, gateway_id: str) -> Gateway:
         """Start one more gateway."""

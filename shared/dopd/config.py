@@ -46,6 +46,11 @@ class ClusterConfig(Section, frozen=True):
             raise ValueError("no worker: give prefill or decode at least 1")
 
     @property
+    def sizes(self) -> tuple[int, int]:
+        """(prefill, decode) workers."""
+        return self.prefill, self.decode
+
+    @property
     def broker_url(self) -> str:
         """Where services connect."""
         return self.nats_url or DEFAULT_NATS_URL

@@ -58,6 +58,20 @@ async def test_unknown_names_are_told_before_anything_starts(variable: str, word
         resolve.resolve(config(**{variable: "foo"}), Console(), True, {})
 
 
+async def test_a_static_split_sets_the_sizes_that_the_config_leaves_open() -> None:
+    split = {"DOPD__POLICY__NAME": "static-3p5d"}
+    assert resolve.resolve(config(**split), Console(), True, {}).cluster.sizes == (3, 5)
+    asked = config(**split, DOPD__CLUSTER__PREFILL="3", DOPD__CLUSTER__DECODE="5")
+    assert resolve.resolve(asked, Console(), True, {}).cluster.sizes == (3, 5)
+    with pytest.raises(ConfigError, match="prefill = 4, decode = 5 contradicts static-3p5d; give prefill = 3"):
+        resolve.resolve(config(**split, DOPD__CLUSTER__PREFILL="4", DOPD__CLUSTER__DECODE="5"), Console(), True, {})
+
+
+async def test_a_policy_that_looks_into_the_future_cannot_serve() -> None:
+    with pytest.raises(ConfigError, match="oracle-ratio looks into the future"):
+        resolve.resolve(config(DOPD__POLICY__NAME="oracle-ratio"), Console(), True, {})
+
+
 async def test_a_model_folder_that_is_not_there_is_told_before_anything_starts() -> None:
     with pytest.raises(ConfigError, match="there is no folder /no/model"):
         resolve.resolve(config(DOPD__ENGINE__KIND="vllm"), Console(), False, {"MODEL": "/no/model"})

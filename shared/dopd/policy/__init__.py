@@ -34,17 +34,17 @@ def policy_named(name: str, params: Mapping[str, float] | None = None) -> Policy
     return _with_params(policy, params) if params else policy
 
 
-def sizes(policy: Policy, prefill: int, decode: int, default: tuple[int, int]) -> tuple[int, int]:
-    """Workers that begin with each role: those of the policy's own split, which only the `default` gives way to.
+def sizes(policy: Policy, given: tuple[int, int], default: tuple[int, int]) -> tuple[int, int]:
+    """(prefill, decode) workers to begin with: the policy's own split goes before the config's default.
 
-    Raises ConfigError where the two contradict each other.
+    Raises ConfigError where sizes that are `given` contradict it.
     """
-    if policy.split is None or policy.split == (prefill, decode):
-        return prefill, decode
-    if (prefill, decode) != default:
-        p, d = policy.split
+    if policy.split is None or policy.split == given:
+        return given
+    if given != default:
+        wanted, there = (f"prefill = {prefill}, decode = {decode}" for prefill, decode in (policy.split, given))
         raise ConfigError(
-            "[cluster]", "prefill, decode", f"{prefill} and {decode} contradict {policy.name}: {p} and {d}"
+            "[cluster]", "prefill, decode", f"{there} contradicts {policy.name}; give {wanted}, or neither"
         )
     return policy.split
 

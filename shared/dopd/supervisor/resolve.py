@@ -11,10 +11,10 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from dopd.config import Config
+from dopd.config import ClusterConfig, Config
 from dopd.errors import ConfigError
 from dopd.perf.profile import named
-from dopd.policy import policy_named
+from dopd.policy import policy_named, sizes
 from dopd.supervisor import ports
 from dopd.supervisor.cards import cards_for, memory_share
 from dopd.supervisor.console import Console
@@ -23,9 +23,10 @@ NATS_PORT, LMCACHE_PORT = 4222, 5655
 
 
 def resolve(config: Config, console: Console, demo: bool, env: Mapping[str, str] = os.environ) -> Config:
-    """Fill in what is left open. Raises ConfigError when the HTTP port is taken."""
+    """Fill in what is left open. Raises ConfigError for an unknown name, contradicting sizes, a port that is taken."""
     gateway = config.gateway
-    policy_named(config.policy.name, config.policy.params)  # wrong names are told before anything starts
+    policy = policy_named(config.policy.name, config.policy.params)  # wrong names are told before anything starts
+    prefill, decode = sizes(policy, config.cluster.sizes, ClusterConfig().sizes)
     ports.require(gateway.host, gateway.port, "gateway.port")
     gateway = replace(gateway, port=ports.this_or_free(gateway.host, gateway.port))
     engine = replace(config.engine, kind=_kind(config.engine.kind, demo, env))
@@ -37,7 +38,8 @@ def resolve(config: Config, console: Console, demo: bool, env: Mapping[str, str]
         raise ConfigError("MODEL", "engine.model", f"there is no folder {engine.model}; give one, or a hub id")
     if engine.kind == "vllm" and engine.lmcache_port == 0:
         engine = replace(engine, lmcache_port=ports.this_or_free(engine.lmcache_host, LMCACHE_PORT))
-    cluster = replace(config.cluster, state_dir=str(Path(config.cluster.state_dir).absolute()))
+    folder = str(Path(config.cluster.state_dir).absolute())
+    cluster = replace(config.cluster, prefill=prefill, decode=decode, state_dir=folder)
     if not cluster.nats_url:
         port = ports.this_or_free("127.0.0.1", NATS_PORT)
         if port != NATS_PORT:
