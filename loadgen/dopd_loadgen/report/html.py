@@ -43,6 +43,8 @@ caption { caption-side: bottom; padding-top: .5rem }
 th, td { padding: .3rem .75rem .3rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top }
 table.numbers td, table.numbers thead th { text-align: right; white-space: nowrap; overflow-wrap: normal }
 table.numbers th:first-child { text-align: left; white-space: nowrap }
+tr.best td { font-weight: 650 }
+tr.limit td, tr.limit th { color: var(--soft); font-style: italic }
 table.numbers tr.section th { padding-top: 1rem; white-space: normal }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1.5rem }
 figure { margin: 0 } figure svg { width: 100%; max-width: 44rem; height: auto; display: block }
@@ -62,12 +64,17 @@ def page(stored: Sequence[Stored], pictures: Sequence[Picture]) -> str:
     else:
         body += [_labelled_notes(own), "<h2>Side by side</h2>", _comparison(stored)]
     if pictures:
-        body += ["<h2>Plots</h2>", '<div class="plots">', *map(_picture, pictures), "</div>"]
+        body += ["<h2>Plots</h2>", '<div class="plots">', *map(figure, pictures), "</div>"]
     if len(stored) > 1:
         called = zip(names(stored), stored, strict=True)
         body += [f"<h2>{escape(name)}</h2>{_origin(one)}{_figures(one)}" for name, one in called if one.summary]
     body.append("<h2>How it was made</h2>")
     body += [_details(one) for one in stored]
+    return document(title, body)
+
+
+def document(title: str, body: Iterable[str]) -> str:
+    """A whole page of pieces that are HTML already; the title is escaped."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -100,15 +107,15 @@ def _figures(stored: Stored) -> str:
     header = latency_header(summary.figures)
     latencies = [latency_cells(name, spread, len(header)) for name, spread in latency_rows(summary.figures)]
     parts = [f"<table>{rows}</table>", "<h2>Latency (ms)</h2>"]
-    parts.append(_numbers(header, map(_row, latencies), latency_caption(summary.figures)))
+    parts.append(numbers(header, map(row, latencies), latency_caption(summary.figures)))
     if len(summary.phases) > 1:
-        phases = (_row(phase_cells(name, figures)) for name, figures in summary.phases.items())
-        parts += ["<h2>Phases</h2>", _numbers(PHASE_HEADER, phases, "")]
+        phases = (row(phase_cells(name, figures)) for name, figures in summary.phases.items())
+        parts += ["<h2>Phases</h2>", numbers(PHASE_HEADER, phases, "")]
     if waits := part_rows(stored):
-        cells = (_row(part_cells(name, stats)) for name, stats in waits)
+        cells = (row(part_cells(name, stats)) for name, stats in waits)
         parts += [
             "<h2>What the first and the second token waited for (ms)</h2>",
-            _numbers(PART_HEADER, cells, ""),
+            numbers(PART_HEADER, cells, ""),
         ]
     return "".join(parts)
 
@@ -119,24 +126,28 @@ def _comparison(stored: Sequence[Stored]) -> str:
     for title, section in comparison(stored):
         rows.append(f'<tr class="section"><th colspan="{len(header)}">{escape(title)}</th></tr>')
         rows += [
-            _row([f"{row.title} ({row.unit})" if row.unit else row.title, *comparison_cells(row)]) for row in section
+            row([f"{one.title} ({one.unit})" if one.unit else one.title, *comparison_cells(one)]) for one in section
         ]
-    return _numbers(header, rows, "× is the ratio to the first.")
+    return numbers(header, rows, "× is the ratio to the first.")
 
 
-def _numbers(header: Iterable[str], rows: Iterable[str], caption: str) -> str:
+def numbers(header: Iterable[str], rows: Iterable[str], caption: str) -> str:
+    """A table of `row`s that scrolls by itself where the screen is too narrow."""
     head = "".join(f'<th scope="col">{escape(title)}</th>' for title in header)
     below = f"<caption>{escape(caption)}</caption>" if caption else ""
     table = f'<table class="numbers">{below}<thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
     return f'<div class="wide">{table}</div>'
 
 
-def _row(cells: Sequence[str]) -> str:
+def row(cells: Sequence[str], kind: str = "") -> str:
+    """One row of a table, its first cell the title; `kind` may be "best" or "limit"."""
     rest = "".join(f"<td>{escape(cell)}</td>" for cell in cells[1:])
-    return f'<tr><th scope="row">{escape(cells[0])}</th>{rest}</tr>'
+    opened = f'<tr class="{kind}">' if kind else "<tr>"
+    return f'{opened}<th scope="row">{escape(cells[0])}</th>{rest}</tr>'
 
 
-def _picture(picture: Picture) -> str:
+def figure(picture: Picture) -> str:
+    """A picture under its title."""
     drawing = f'<div role="img" aria-label="{escape(picture.alt)}">{inline_svg(picture)}</div>'
     return f"<figure><h3>{escape(picture.title)}</h3>{drawing}</figure>"
 

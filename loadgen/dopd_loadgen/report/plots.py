@@ -65,13 +65,7 @@ def _cdf(stored: Sequence[Stored], metric: Literal["ttft", "tpot"]) -> Picture |
         axes.axvline(
             target_s * 1e3, color=INK, linewidth=1.2, linestyle=(0, (2, 2)), label=f"target {target_s * 1e3:,.6g} ms"
         )
-    if low > 0 and high / low > 30:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    else:
-        axes.set_xlim(left=0)
+    latency_axis(axes, low, high)
     axes.set_ylim(0, 103)
     name = metric.upper()
     axes.set_xlabel(f"{name} (ms), from the intended send" if metric == "ttft" else f"{name} (ms per token)")
@@ -79,6 +73,17 @@ def _cdf(stored: Sequence[Stored], metric: Literal["ttft", "tpot"]) -> Picture |
     legend(figure)
     alt = f"Cumulative distribution of {name} over all requests of {len(curves)} result(s)."
     return Picture(f"cdf-{metric}", f"{name}: how many requests had it by when", alt, figure)
+
+
+def latency_axis(axes: Axes, low: float, high: float) -> None:
+    """The x axis for values from `low` to `high`: logarithmic where they lie far apart."""
+    if low > 0 and high / low > 30:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_xlim(left=0)
 
 
 def over_time(stored: Stored, suffix: str = "", title: str = "") -> Picture | None:
@@ -115,7 +120,7 @@ def roles(stored: Stored, suffix: str = "", title: str = "") -> Picture | None:
     load.stairs(offered, edges, fill=True, color=SHADE, alpha=0.35, label="offered load")
     load.set_ylabel("requests/s")
     load.set_ylim(bottom=0)
-    steps, times = _role_steps(stored.run.roles, stored.run.span_s)
+    steps, times = role_steps(stored.run.roles, stored.run.span_s)
     for number, name in enumerate(("n_prefill", "n_decode", "n_mixed")):
         counts = [getattr(one, name) for one in steps]
         if name != "n_mixed" or any(counts):
@@ -199,7 +204,7 @@ def _offered(summary: Summary) -> tuple[list[float], list[float]]:
     return edges, [one.requests / (one.end_s - one.start_s) for one in bins]
 
 
-def _role_steps(counts: Sequence[RoleCount], span_s: float) -> tuple[list[RoleCount], list[float]]:
+def role_steps(counts: Sequence[RoleCount], span_s: float) -> tuple[list[RoleCount], list[float]]:
     """What held from which time on within the schedule; the last of equal times wins."""
     last_by_time = {max(0.0, one.at_s): one for one in sorted(counts, key=lambda one: one.at_s) if one.at_s < span_s}
     times = [*last_by_time, span_s]
