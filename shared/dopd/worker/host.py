@@ -149,6 +149,7 @@ class Worker:
                 self._held.pop(job_id, None)
                 return self._reply("invalid", str(error))
             self._accounts[work.gateway_id].received += 1
+            self._said_held += 1  # what was granted and has come: `_settle` counts what has ended since
         return self._reply("")
 
     def _refusal(self, work: Work) -> tuple[Any, str]:
