@@ -127,7 +127,7 @@ def test_a_full_prefill_worker_gives_a_step_of_prompts_per_step_time(isl: int) -
 
 
 def test_the_credit_that_workers_grant_by_default_keeps_a_prefill_worker_busy() -> None:
-    """Credit for 16 prompts, 8 of them in a step: the next 8 are there when the step ends, once it has got under way."""
+    """Credit for 16 prompts, 8 of them in a step: the next 8 are there when the step ends, after a start."""
     isl, per_step = 1024, H200.max_step_tokens // 1024
     run = serve([Planned(index, 0.0, isl, 1) for index in range(30 * per_step)])
     ends = Counter(round(record.times_s[0], 9) for record in run.records)
