@@ -91,6 +91,17 @@ class RoleCount(msgspec.Struct, frozen=True, array_like=True):
     n_mixed: int = 0
 
 
+class QueueSample(msgspec.Struct, frozen=True, array_like=True):
+    """What waits and runs in the whole cluster at `at_s`: requests at the gateways, tokens of prompt that workers have
+    and have not computed, requests that decode, and tokens of their context."""
+
+    at_s: float
+    waiting: int
+    prefill_tokens: int
+    decoding: int
+    context_tokens: int
+
+
 class Run(msgspec.Struct):
     """A finished (or broken-off) run: where the load went, how it was made, and all its records.
 
@@ -121,6 +132,7 @@ class Run(msgspec.Struct):
     settings: dict[str, Any] = {}
     versions: dict[str, str] = {}
     roles: list[RoleCount] = []
+    queues: list[QueueSample] = []
 
 
 class Target(Protocol):

@@ -22,8 +22,9 @@ from dopd_gateway.stream import Inbound
 from dopd_loadgen.cluster import LocalCluster
 from dopd_loadgen.drive import CANCEL_S, DriveSettings, Progress, drive, zero_of
 from dopd_loadgen.model import Failure, Phase, Planned, Record, RoleCount, Run
+from dopd_loadgen.queues import Queues
 from dopd_proto.request import Sampling
-from dopd_proto.subjects import WORKER_STATE
+from dopd_proto.subjects import GATEWAY_STATE, WORKER_STATE
 from dopd_proto.telemetry import WorkerState
 
 BUS_LATENCY_S = 2e-4
@@ -141,7 +142,11 @@ async def _simulated(
     cluster = LocalCluster(runtime, config, what.policy, together=True, latency_s=BUS_LATENCY_S)
     await cluster.start()
     roles = Roles(runtime, {worker_id: worker.role.role for worker_id, worker in cluster.workers.items()})
-    await cluster.broker.connect("observer").subscribe(WORKER_STATE.at(), roles.saw)
+    queues = Queues(runtime, what.span_s)
+    observer = cluster.broker.connect("observer")
+    await observer.subscribe(WORKER_STATE.at(), roles.saw)
+    await observer.subscribe(WORKER_STATE.at(), queues.saw_worker)
+    await observer.subscribe(GATEWAY_STATE.at(), queues.saw_gateway)
     slo = Slo(config.slo.ttft_s, config.slo.tpot_s)
     parts = (cluster.gateway, runtime, what.prompt, slo, what.timeout_s)
     target = VirtualTarget(*parts) if what.watch is None else Watched(what.watch, *parts)
@@ -165,6 +170,7 @@ async def _simulated(
         gpus=gpus,
         gpu_seconds=gpus * what.span_s,
         roles=roles.counts,
+        queues=queues.samples,
     )
 
 

@@ -56,6 +56,16 @@ def test_the_run_says_what_it_ran_on() -> None:
     assert (run.roles[-1].n_prefill, run.roles[-1].n_decode) == (2, 2)
 
 
+def test_the_run_samples_what_waits_and_what_decodes() -> None:
+    plans = [Planned(index, 2.0, 8_000, 200) for index in range(40)]
+    queues = simulated(plans=plans).queues
+    assert [one.at_s for one in queues] == sorted({one.at_s for one in queues})
+    assert queues[0].waiting == queues[0].prefill_tokens == queues[0].decoding == 0
+    assert max(one.waiting for one in queues) > 10, "more than a prefill worker gives credit for"
+    assert max(one.prefill_tokens for one in queues) >= 8_000
+    assert max(one.decoding for one in queues) > 1 and max(one.context_tokens for one in queues) > 8_000
+
+
 def test_a_request_that_cannot_end_in_time_is_a_timeout_and_keeps_what_came() -> None:
     plans = [Planned(0, 0.0, 100, 5_000), Planned(1, 1.0, 100, 10)]
     late, fine = simulated(timeout_s=5.0, plans=plans).records
