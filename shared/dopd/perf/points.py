@@ -33,7 +33,7 @@ META_COUNTS = (
     "chunk_tokens",
     "large_batch_requests",
 )
-META_NUMBERS = ("transfer_fixed_s", "transfer_bytes_per_s", "start_s")
+META_NUMBERS = ("transfer_fixed_s", "transfer_bytes_per_s", "start_s", "arrival_s")
 META_NEEDED = ("name", "source", "gpus", "kv_token_bytes", "kv_total_tokens")
 
 

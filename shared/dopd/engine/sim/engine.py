@@ -70,8 +70,16 @@ class SimEngine:
         most = min(self.max_model_len, self._core.pool.total * self._core.profile.block_tokens)
         if not job.tokens or len(job.tokens) + job.max_new_tokens > most:
             raise BadRequest(f"{len(job.tokens)} input and {job.max_new_tokens} output tokens; the limit is {most}")
-        keys = self._core.keys_of(job)
         self._looking[job.job_id] = job
+        if arrival_s := self._core.profile.arrival_s:
+            self._loop.call_at(self._runtime.loop_time(self._runtime.now() + arrival_s), self._look_up, job)
+        else:
+            self._look_up(job)
+
+    def _look_up(self, job: Job) -> None:
+        if self._looking.get(job.job_id) is not job:
+            return  # aborted on its way
+        keys = self._core.keys_of(job)
         if keys:
             self._store.lookup(keys, lambda found: self._enter(job, found))
         else:

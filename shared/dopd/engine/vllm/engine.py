@@ -31,6 +31,7 @@ from dopd.runtime.clock import Runtime
 
 if TYPE_CHECKING:
     from dopd.engine.vllm.core import Core
+    from dopd.engine.vllm.model_facts import ModelFacts
 
 log = structlog.get_logger(__name__)
 
@@ -87,6 +88,11 @@ class VllmEngine:
         core, self._started_core = self._started_core, None
         if core is not None:
             await core.stop()
+
+    @property
+    def facts(self) -> "ModelFacts":
+        """Limits and capacities, once started."""
+        return self._facts
 
     @property
     def child_pids(self) -> list[int]:

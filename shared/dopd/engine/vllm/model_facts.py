@@ -13,9 +13,10 @@ from dopd.engine.vllm.settings import VllmSettings
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """Lengths in tokens. `store_total_tokens` 0: no store."""
+    """Lengths in tokens. `store_total_tokens` 0: no store. `kv_token_bytes`: on all layers and ranks."""
 
     max_model_len: int
+    kv_token_bytes: int
     kv_total_tokens: int
     store_total_tokens: int
     vocabulary: Vocabulary
@@ -27,10 +28,12 @@ def facts_of(config: VllmConfig, settings: VllmSettings) -> ModelFacts:
     # Block 0 is vLLM's null block.
     kv_tokens = (cache.num_gpu_blocks - 1) * cache.block_size
     store_bytes = settings.lmcache_gb * 2**30 if settings.lmcache_port else 0
+    token_bytes = _token_bytes(config)
     return ModelFacts(
         max_model_len=config.model_config.max_model_len,
+        kv_token_bytes=token_bytes,
         kv_total_tokens=kv_tokens,
-        store_total_tokens=int(store_bytes / _token_bytes(config)),
+        store_total_tokens=int(store_bytes / token_bytes),
         vocabulary=Vocabulary.of(config),
     )
 
