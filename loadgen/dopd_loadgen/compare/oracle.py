@@ -1,0 +1,215 @@
+"""`oracle-ratio`: the ratio that somebody would choose who knows what comes, window by window. Flips are free.
+
+Consumes a contender, a setting, a schedule; produces a `Run`. Every static split is simulated whole first. Then, at the
+start of each window, a child process is forked for each ratio: the virtual loop touches no file and no thread, so a
+fork is an exact copy of the cluster and of its future. The child takes the ratio, goes on for `horizon_s` on the true
+arrivals, and reports how many requests missed their targets by then; the parent goes on with the best.
+
+The better of that run and the best static one is the result, so it is never worse than any static split. Holding a
+ratio for a horizon and not to the end is what makes it follow the load: a ratio that is right for five minutes is
+mostly wrong for the hour. What it is not: the best plan there is, which would need every sequence of ratios.
+"""
+
+import asyncio
+import os
+import select
+import signal
+import threading
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+import msgspec
+
+from dopd.errors import ConfigError, LoadError
+from dopd.perf.profile import named
+from dopd.policy.static_split import static_split
+from dopd_loadgen.compare import ground, ratio
+from dopd_loadgen.compare.model import Contender, Setting
+from dopd_loadgen.compare.tally import Enough, Tally
+from dopd_loadgen.model import Planned, Run
+from dopd_loadgen.sim import Stage, simulate
+
+LOOK_DEADLINE_S = 900.0
+"""Real time that one child may take."""
+FLUSH_S, ORPHAN_S = 0.01, 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How far the oracle looks: at the start of each window, and for how long it tries each ratio, in seconds."""
+
+    window_s: float = 60.0
+    horizon_s: float = 120.0
+
+    @classmethod
+    def of(cls, params: Mapping[str, float]) -> "Look":
+        """From the name's parameters. Raises ConfigError."""
+        known = cls.__dataclass_fields__.keys()
+        if unknown := params.keys() - known:
+            raise ConfigError("--policies", "oracle-ratio", f"does not know {', '.join(unknown)}; {', '.join(known)}")
+        look = cls(**params)
+        if not 0 < look.window_s <= look.horizon_s:
+            raise ConfigError("--policies", "oracle-ratio", "window_s must be above 0, and horizon_s no shorter")
+        return look
+
+    @property
+    def note(self) -> str:
+        """In words."""
+        return f"every {self.window_s:g} s the ratio with the fewest misses over the next {self.horizon_s:g} s"
+
+
+class Outlook(msgspec.Struct, frozen=True, order=True):
+    """What a ratio came to: misses, and requests still open, which decide between ratios of equal misses."""
+
+    missed: int
+    open: int
+
+
+def run(
+    contender: Contender, setting: Setting, schedule: Sequence[Planned], seed: int, span_s: float, look: Look
+) -> Run:
+    """The run. Raises LoadError when threads are about, which do not survive a fork, or a child comes to nothing."""
+    if threading.active_count() > 1:
+        raise LoadError(contender.name, "forks, and there are other threads; run it in a process of its own")
+    split, fewest, best = _best_static(contender, setting, schedule, seed, span_s)
+    if not fewest:
+        return replace_label(best, contender)
+    tally = ground.tally_of(setting, span_s, fewest - 1)
+    start = _with_split(contender, split)
+    watcher = _Watcher(setting.workers, look, span_s, tally)
+    what = replace(ground.simulation(start, setting, seed, span_s), watch=tally, beside=watcher.decide)
+    try:
+        return ground.measured(simulate(schedule, what), setting)
+    except Enough:
+        return replace_label(best, contender)
+    finally:
+        watcher.end_as_child()
+
+
+def _best_static(
+    contender: Contender, setting: Setting, schedule: Sequence[Planned], seed: int, span_s: float
+) -> tuple[tuple[int, int], int, Run]:
+    """The split with the fewest misses, how many, and its run. The likeliest first: the others end at its misses."""
+    profile = named(setting.config.engine.profile)
+    best: tuple[tuple[int, int], int, Run] | None = None
+    for split in ratio.likeliest_first(setting.workers, ratio.prefill_share(profile, schedule)):
+        what = ground.simulation(_with_split(contender, split), setting, seed, span_s)
+        tried = ground.attempt(what, schedule, setting, float("inf") if best is None else best[1] - 1)
+        if tried is not None:
+            best = split, *tried
+        if best is not None and not best[1]:
+            break
+    assert best is not None, "the first is never cut short"
+    return best
+
+
+def _with_split(contender: Contender, split: tuple[int, int]) -> Contender:
+    policy = replace(contender.policy, name=static_split(*split).name, split=split)
+    return replace(contender, policy=policy, prefill=split[0], decode=split[1])
+
+
+def replace_label(run: Run, contender: Contender) -> Run:
+    """The same run under the oracle's name."""
+    return msgspec.structs.replace(run, label=contender.name)
+
+
+class _Watcher:
+    """Decides beside the load. In a child it plays one ratio, reports, and ends the process."""
+
+    def __init__(self, workers: int, look: Look, span_s: float, tally: Tally) -> None:
+        self._workers, self._look, self._span_s, self._tally = workers, look, span_s, tally
+        self._parent = os.getpid()
+        self._answer = -1
+
+    # --- in the parent ------------------------------------------------------------------------------------------
+
+    async def decide(self, stage: Stage) -> None:
+        """At the start of each window."""
+        bus = stage.cluster.broker.connect("oracle")
+        start_s = 0.0
+        while start_s < self._span_s:
+            await _until(stage, start_s)
+            present = ratio.of(stage.cluster)
+            chosen = present
+            best = await self._tried(stage, bus, present, None)
+            assert best is not None, "nothing cuts the present ratio short"
+            for split in ratio.nearest_first(self._workers, present):
+                if best.missed <= self._tally.missed:
+                    break  # nobody else will miss anything: no ratio can do better
+                outlook = await self._tried(stage, bus, split, best)
+                if outlook is not None and outlook < best:
+                    chosen, best = split, outlook
+            ratio.take(stage.cluster, bus, chosen)
+            start_s += self._look.window_s
+
+    async def _tried(self, stage: Stage, bus: Any, split: tuple[int, int], best: Outlook | None) -> Outlook | None:
+        """What the ratio comes to; None when it has more misses than the best."""
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(reader)
+            await self._play(stage, bus, split, best, writer)
+        os.close(writer)
+        try:
+            return _heard(reader, split)
+        finally:
+            os.close(reader)
+            _ended(pid)
+
+    # --- in a child ---------------------------------------------------------------------------------------------
+
+    async def _play(
+        self, stage: Stage, bus: Any, split: tuple[int, int], best: Outlook | None, writer: int
+    ) -> NoReturn:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        self._answer = writer
+        self._tally.limit = float("inf") if best is None else best.missed
+        self._tally.enough = lambda missed: self._report(None)
+        now_s = stage.cluster.runtime.now()
+        ratio.take(stage.cluster, bus, split)
+        end_s = now_s + self._look.horizon_s
+        while (left_s := end_s - stage.cluster.runtime.now()) > 0:
+            await asyncio.sleep(min(ORPHAN_S, left_s))
+            if os.getppid() != self._parent:
+                os._exit(1)
+        for engine in stage.cluster.engines.values():
+            engine.kill()  # it tells of every token that it has made: this copy of the cluster ends here anyway
+        await asyncio.sleep(FLUSH_S)
+        self._report(Outlook(*self._tally.outlook(end_s - stage.zero_s)))
+
+    def _report(self, outlook: Outlook | None) -> NoReturn:
+        os.write(self._answer, msgspec.json.encode({"outlook": outlook}))
+        os._exit(0)
+
+    def end_as_child(self) -> None:
+        """Nothing of a child may go back to who called the parent."""
+        if os.getpid() != self._parent:
+            os.write(self._answer, msgspec.json.encode({"error": traceback.format_exc()[-4000:]}))
+            os._exit(1)
+
+
+def _heard(reader: int, split: tuple[int, int]) -> Outlook | None:
+    """The child's report. Raises LoadError when it has none in time."""
+    ready, _, _ = select.select([reader], [], [], LOOK_DEADLINE_S)
+    said = os.read(reader, 65_536) if ready else b""
+    if not said:
+        raise LoadError("oracle-ratio", f"trying {split} came to {'nothing' if ready else 'no end in time'}")
+    report = msgspec.json.decode(said)
+    if "error" in report:
+        raise LoadError("oracle-ratio", f"trying {split} failed: {report['error']}")
+    return None if report["outlook"] is None else msgspec.convert(report["outlook"], Outlook)
+
+
+def _ended(pid: int) -> None:
+    """No zombie, and no child that goes on after its parent has given up."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+async def _until(stage: Stage, at_s: float) -> None:
+    left_s = stage.zero_s + at_s - stage.cluster.runtime.now()
+    if left_s > 0:
+        await asyncio.sleep(left_s)
