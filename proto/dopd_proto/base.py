@@ -34,6 +34,11 @@ def pack_tokens(tokens: Sequence[int]) -> bytes:
 
 def unpack_tokens(packed: bytes) -> list[int]:
     """The inverse of `pack_tokens`. Raises ValueError when the length is not a multiple of 4."""
+    return token_array(packed).tolist()
+
+
+def token_array(packed: bytes) -> "array[int]":
+    """The same as an array, which is made in a fraction of the time."""
     tokens = array("I")
     tokens.frombytes(packed)
-    return tokens.tolist()
+    return tokens

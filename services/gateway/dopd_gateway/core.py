@@ -173,7 +173,7 @@ def work_of(
         "attempt": request.attempt,
         "gateway_id": gateway[0],
         "gateway_incarnation": gateway[1],
-        "tokens": pack_tokens([*request.inbound.tokens, *request.output]),
+        "tokens": pack_tokens(request.inbound.tokens) + pack_tokens(request.output),
         "prompt_tokens": len(request.inbound.tokens),
         "sampling": request.inbound.sampling,
         "segment": request.slip[0],

@@ -21,6 +21,7 @@ class Known:
 
     `open_prefill_tokens` are those of open work, `new_prefill_tokens` of accepted work that no state shows yet.
     `batches` is the number of its newest token batch that came, `due` how many its state before the last one counted.
+    `view` is what the policy sees of it, None when something has changed since it was made.
     """
 
     state: WorkerState
@@ -32,6 +33,7 @@ class Known:
     usable: bool = True
     open_prefill_tokens: int = 0
     new_prefill_tokens: int = 0
+    view: WorkerView | None = None
 
     def serving(self) -> bool:
         return self.usable and self.state.phase == "serving"
@@ -56,7 +58,7 @@ class Fleet:
         known.due = self._grant(known.state).batches
         if grant.batches < known.due:
             known.batches = 0  # it had given us up, and counts anew
-        known.state, known.heard_s, known.usable = state, now_s, True
+        known.state, known.heard_s, known.usable, known.view = state, now_s, True, None
         if known.sent - grant.received <= known.open:
             known.new_prefill_tokens = 0
         if not known.open:
@@ -69,6 +71,7 @@ class Fleet:
         known = self.workers.get(worker_id)
         if known is None:
             return
+        known.view = None
         if reply is not None and reply.reason == "wrong_role":
             known.state = msgspec.structs.replace(known.state, role=reply.role, epoch=reply.epoch)
         else:
@@ -114,6 +117,7 @@ class Fleet:
             known.sent += 1
             known.open += 1
             known.open_prefill_tokens += prefill_tokens
+            known.view = None
 
     def settled(self, worker_id: str, incarnation: str, prefill_tokens: int, received: bool) -> None:
         """The fate of such work is known: the worker has it, or never will."""
@@ -121,6 +125,7 @@ class Fleet:
         if known is not None and known.state.incarnation == incarnation:
             known.open = max(0, known.open - 1)
             known.open_prefill_tokens = max(0, known.open_prefill_tokens - prefill_tokens)
+            known.view = None
             if received:
                 known.new_prefill_tokens += prefill_tokens
             else:
@@ -130,10 +135,15 @@ class Fleet:
 
     def view(self, kv_room_tokens: Mapping[str, int], knobs: Mapping[str, float]) -> ClusterView:
         """The cluster for the policy."""
-        workers = tuple(self._view(self.workers[worker_id]) for worker_id in sorted(self.workers))
-        return ClusterView(workers, kv_room_tokens, knobs)
+        views = [self._view(known) for _, known in sorted(self.workers.items())]
+        return ClusterView(tuple(views), kv_room_tokens, knobs)
 
     def _view(self, known: Known) -> WorkerView:
+        if known.view is None:
+            known.view = self._new_view(known)
+        return known.view
+
+    def _new_view(self, known: Known) -> WorkerView:
         state = known.state
         return WorkerView(
             worker_id=state.worker_id,

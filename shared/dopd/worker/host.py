@@ -66,6 +66,7 @@ class Worker:
         self._past = Past(config.resend_buffer_s)
         self._ended, self._void = self._past.ended, self._past.void
         self._accounts: dict[str, Account] = {}
+        self._state_to = WORKER_STATE.at(worker_id=worker_id)
         self._outbox = Outbox(bus, worker_id, self.incarnation, self._accounts)
         self._phase: Phase = "starting"
         self._echo_s = 0.0
@@ -87,7 +88,7 @@ class Worker:
         await self._engine.start(self._on_output)
         self._subscriptions = [
             await bus.subscribe(GATEWAY_STATE.at(), self._on_gateway),
-            await bus.subscribe(WORKER_STATE.at(worker_id=me), self._on_echo),
+            await bus.subscribe(self._state_to, self._on_echo),
             await bus.subscribe(ROLE_CHANGE.at(worker_id=me), self._on_role_change),
             await bus.subscribe(ABORT.at(worker_id=me), self._on_abort),
             await bus.serve(RESEND.at(worker_id=me), self._on_resend),
@@ -303,7 +304,8 @@ class Worker:
 
     def _settle(self) -> None:
         before = self.role
-        self.role = role.settle(before, {held.kind for held in self._held.values()}, self._runtime.now())
+        if before.draining:
+            self.role = role.settle(before, {held.kind for held in self._held.values()}, self._runtime.now())
         if self.role is not before:
             self._log.info("role_drained", role=self.role.role, epoch=self.role.epoch)
         idle = not self._held and not self._emptied.is_set()
@@ -363,7 +365,7 @@ class Worker:
     def _say(self) -> None:
         """Publish the state."""
         try:
-            self._bus.publish(WORKER_STATE.at(worker_id=self.worker_id), self.state())
+            self._bus.publish(self._state_to, self.state())
         except BusError as error:
             self._log.warning("state_not_sent", error=str(error))
 

@@ -1,5 +1,6 @@
 """From a piece of work to an engine job, and from a finished job to the next piece of work. Pure."""
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -7,7 +8,7 @@ from msgspec.structs import replace
 
 from dopd.engine.contract import Cached, Job
 from dopd.worker.role import Kind
-from dopd_proto.base import pack_tokens, unpack_tokens
+from dopd_proto.base import pack_tokens, token_array
 from dopd_proto.request import DecodeWork, PrefillWork, Segment, Timing, Work
 
 _NO_TIMING = Timing()
@@ -17,27 +18,21 @@ _NO_TIMING = Timing()
 class Held:
     """Work in hand: what came in, and what has been made of it. `index` is the output index of the first made token.
 
-    `told` when a run of it has been sent.
+    `most_tokens` of KV it holds at its longest. `told` when a run of it has been sent.
     """
 
     job_id: str
     kind: Kind
     work: Work
-    input_tokens: list[int]
+    input_tokens: "array[int]"
     index: int
+    most_tokens: int
     made: list[int] = field(default_factory=list)
     times_s: list[float] = field(default_factory=list)
     started: bool = False
     giving_back: bool = False
     timing: Timing = _NO_TIMING
     told: bool = False
-
-    @property
-    def most_tokens(self) -> int:
-        """KV that the request holds at its longest."""
-        work = self.work
-        whole = work.prompt_tokens + work.sampling.max_tokens
-        return whole if work.segment.stop is None else min(whole, max(work.segment.stop + 1, 1))
 
 
 def job_id_of(work: Work) -> str:
@@ -47,14 +42,16 @@ def job_id_of(work: Work) -> str:
 
 def hold(work: Work) -> Held:
     """Unpack a piece of work. Raises ValueError when its tokens or lengths make no sense."""
-    tokens = unpack_tokens(work.tokens)
+    tokens = token_array(work.tokens)
     index = len(tokens) - work.prompt_tokens
     if work.prompt_tokens < 1 or index < 0 or index >= work.sampling.max_tokens:
         raise ValueError(f"{len(tokens)} tokens with a prompt of {work.prompt_tokens}, max {work.sampling.max_tokens}")
     if work.segment.stop is not None and work.segment.stop < 1:
         raise ValueError("a segment must cover at least one token")
     kind: Kind = "prefill" if isinstance(work, PrefillWork) else "decode"
-    return Held(job_id_of(work), kind, work, tokens, index)
+    whole = work.prompt_tokens + work.sampling.max_tokens
+    most = whole if work.segment.stop is None else min(whole, work.segment.stop + 1)
+    return Held(job_id_of(work), kind, work, tokens, index, most)
 
 
 def job_of(held: Held) -> Job:
@@ -95,7 +92,7 @@ def next_work(held: Held, then: Segment) -> DecodeWork:
         attempt=work.attempt,
         gateway_id=work.gateway_id,
         gateway_incarnation=work.gateway_incarnation,
-        tokens=pack_tokens([*held.input_tokens, *held.made]) if held.made else work.tokens,
+        tokens=work.tokens + pack_tokens(held.made),
         prompt_tokens=work.prompt_tokens,
         sampling=work.sampling,
         segment=then,

@@ -41,7 +41,7 @@ class Vitals:
     ) -> WorkerState:
         """The worker now. `life` is what its own start and end make of it; health and role refine "serving"."""
         phase = self._judge(life, role, load, now_s)
-        reserved = sum(each.most_tokens for each in held)
+        reserved = sum([each.most_tokens for each in held])
         capacity = self.capacity(role.role)
         free = credit.free_slots(capacity, len(held), reserved, load.kv_total_tokens) if phase == "serving" else 0
         return WorkerState(

@@ -6,7 +6,7 @@ gate, the token budget and the KV blocks allow; out of blocks, the youngest runn
 
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from dopd.engine.contract import Cached, EngineLoad, Job, JobEnd, JobOutput, StepRecord
@@ -26,6 +26,8 @@ RETRY_S = 0.05
 class Seq:
     """A job in the engine. `tokens` is input and output; KV exists for the first `computed` of them.
 
+    `names` are those of the whole chunks to be computed or fetched, `keys` of those that are in the pool.
+
     `admitted` by the gate, which is asked once: what then lacks tokens or memory, or starts over, only waits for those.
     """
 
@@ -36,6 +38,7 @@ class Seq:
     submitted_s: float
     ready_s: float
     store_chunks: int
+    names: list[bytes]
     computed: int = 0
     goal: int = 0
     made: int = 0
@@ -62,7 +65,8 @@ class SimCore:
     """The state of one emulated engine."""
 
     def __init__(self, profile: Profile, save_decode: bool, lazy: bool = False, chunk_tokens: int = 0) -> None:
-        """`lazy`: report only first tokens and ends (with all tokens before); what simulations in bulk want."""
+        """`lazy`: what simulations in bulk want. Only first tokens and ends (with all tokens before) are reported, and
+        steps are not recorded."""
         self.profile = profile
         self.lazy = lazy
         self.save_decode = save_decode
@@ -86,11 +90,15 @@ class SimCore:
         """Names of the input's whole chunks, to look up in the store."""
         return chunk_keys(array("I", job.tokens), self.chunk_tokens)
 
-    def submit(self, job: Job, store_chunks: int, nonce: int, now_s: float) -> None:
-        """Queue a job of which the store has `store_chunks` chunks; it is ready when their KV has been moved here."""
+    def submit(self, job: Job, store_chunks: int, nonce: int, now_s: float, names: list[bytes] | None = None) -> None:
+        """Queue a job of which the store has `store_chunks` chunks; it is ready when their KV has been moved here.
+
+        `names` are those of `keys_of`, for a caller that has them.
+        """
         tokens = array("I", job.tokens)
-        seq = Seq(job, tokens, prefix_state(tokens), nonce, now_s, now_s, store_chunks, goal=len(tokens))
-        local = self.pool.match(chunk_keys(tokens, self.chunk_tokens)) if store_chunks else 0
+        names = self.keys_of(job) if names is None else names
+        seq = Seq(job, tokens, prefix_state(tokens), nonce, now_s, now_s, store_chunks, names, goal=len(tokens))
+        local = self.pool.match(names) if store_chunks else 0
         seq.ready_s = self._fetches.move((store_chunks - local) * self.chunk_tokens, now_s)
         self.waiting.append(seq)
 
@@ -132,12 +140,12 @@ class SimCore:
         return used
 
     def _mixed(self) -> bool:
-        return any(not seq.decoding for seq in self.running)
+        return min([seq.computed - seq.goal for seq in self.running], default=0) < 0
 
     def _grow(self, seq: Seq, count: int) -> bool:
         """Blocks for `count` more tokens, at the cost of the youngest requests. False: `seq` itself had to go."""
         while True:
-            need = self._blocks(seq.computed + count) - self._held(seq)
+            need = self._lacks(seq, count)
             if need <= 0 or self.pool.allocate(need):
                 seq.private_blocks += max(0, need)
                 return True
@@ -152,6 +160,7 @@ class SimCore:
         self._plan = [(other, share) for other, share in self._plan if other is not seq]
         self.pool.release(seq.keys, seq.private_blocks)
         self._draw(seq)
+        seq.names = chunk_keys(seq.tokens, self.chunk_tokens)
         seq.keys, seq.private_blocks, seq.computed, seq.goal, seq.store_chunks = [], 0, 0, seq.length, 0
         self.waiting.appendleft(seq)
 
@@ -171,7 +180,7 @@ class SimCore:
 
     def _start(self, seq: Seq, now_s: float) -> bool:
         """Take what the caches have and blocks for the whole input. False when memory is short."""
-        keys = chunk_keys(seq.tokens, self.chunk_tokens)
+        keys = seq.names
         local = self.pool.match(keys)
         self.pool.hold(keys[:local])
         hit = max(local, min(seq.store_chunks, len(keys)))
@@ -193,18 +202,21 @@ class SimCore:
             seq.cached = Cached(in_local, seq.computed - in_local, now_s, *moved)
         return True
 
-    def _duration(self) -> float:
+    def _duration(self, ahead: int = 0) -> float:
+        """How long the planned step takes, or the same one when `ahead` such steps of decodes have come before it."""
         tokens = square = decodes = context = stored = 0
+        chunk = self.chunk_tokens
         for seq, share in self._plan:
-            after = seq.computed + share
-            if seq.decoding:
+            before = seq.computed + ahead
+            after = before + share
+            if before >= seq.goal:
                 decodes += 1
                 context += after
             else:
                 tokens += share
-                square += after * after - seq.computed * seq.computed
-            if self._stores(seq, after):
-                stored += (after // self.chunk_tokens - seq.computed // self.chunk_tokens) * self.chunk_tokens
+                square += after * after - before * before
+            if after // chunk > before // chunk and self._stores(seq, after):
+                stored += (after // chunk - before // chunk) * chunk
         # The store is written inside the step (engines.md 4.4, engine_driven): no race, at the cost of its time.
         # Nothing else goes out meanwhile, and what is fetched comes in on the link's other direction.
         return step_s(self.profile, tokens, square, decodes, context) + transfer_s(self.profile, stored)
@@ -212,7 +224,7 @@ class SimCore:
     def end_step(self, now_s: float) -> tuple[list[JobOutput], list[bytes]]:
         """The step planned last is over: outputs, and the names of chunks to put in the store."""
         self.steps += 1
-        if self._plan:
+        if self._plan and not self.lazy:
             counts = {seq.job.job_id: share for seq, share in self._plan}
             self.records.append(StepRecord(self.steps, counts, sum(seq.decoding for seq, _ in self._plan)))
         outputs: list[JobOutput] = []
@@ -223,7 +235,8 @@ class SimCore:
             seq.computed += share
             if seq.computed >= seq.goal:
                 self._make(seq, now_s)
-            stored += self._name_chunks(seq)
+            if seq.unstored or len(seq.keys) < seq.computed // self.chunk_tokens:
+                stored += self._name_chunks(seq)
             if seq.made >= seq.job.max_new_tokens:
                 self.running.remove(seq)
                 seq.active = False
@@ -261,45 +274,48 @@ class SimCore:
 
     # --- many steps at once -------------------------------------------------------------------------------------
 
-    def stable_steps(self) -> int:
+    def foresee(self, end_s: float) -> list[float]:
+        """When the planned step ends, `end_s`, and those after it, as long as each is sure to be the same decodes.
+
+        The last may complete a chunk, end a request or need memory, and is to be ended by `end_step`.
+        """
+        ends, sure = [end_s], self._sure_steps()
+        if sure:
+            profile, count = self.profile, len(self._plan)
+            context = sum([seq.computed for seq, _ in self._plan]) + count
+            for _ in range(sure - 1):
+                context += count
+                end_s += step_s(profile, 0, 0, count, context)
+                ends.append(end_s)
+            ends.append(end_s + self._duration(ahead=sure))
+        return ends
+
+    def _sure_steps(self) -> int:
         """How many steps from the planned one on are sure to be plain decodes of the same requests, without an end,
         a chunk to store, or memory to reclaim. 0 when the planned step is none of these."""
-        plan = self._plan
+        plan, chunk = self._plan, self.chunk_tokens
         asked = self.budget is not None and not self.budget_for_prefills_only
-        if self.waiting or len(plan) != len(self.running) or asked or self._mixed():
+        if self.waiting or len(plan) != len(self.running) or not plan or asked or self._mixed():
             return 0
         # Idle chunks are given up lazily and in a fixed order, so it is the same whether one step asks or many at once.
-        spare = self.pool.available // max(1, len(plan)) - 1
-        quiet = min((self._quiet(seq) for seq, _ in plan), default=0)
-        return max(0, min(quiet, spare * self.profile.block_tokens))
+        spare = self.pool.available // len(plan) - 1
+        to_end = min([seq.job.max_new_tokens - seq.made for seq, _ in plan])
+        to_chunk = chunk - max([seq.computed % chunk for seq, _ in plan])
+        return max(0, min(to_end - 1, to_chunk - 1, spare * self.profile.block_tokens))
 
-    def _quiet(self, seq: Seq) -> int:
-        left = seq.job.max_new_tokens - seq.made - 1
-        return min(left, self.chunk_tokens - seq.computed % self.chunk_tokens - 1)
-
-    def advance(self, start_s: float, end_s: float, until_s: float, most: int) -> tuple[float, float]:
-        """End up to `most` stable steps that are over by `until_s`; start and end of the step then under way."""
-        profile, count = self.profile, len(self._plan)
-        context = sum(seq.computed + 1 for seq, _ in self._plan)
-        times: list[float] = []
-        while len(times) < most and end_s <= until_s:
-            times.append(end_s)
-            context += count
-            start_s, end_s = end_s, end_s + step_s(profile, 0, 0, count, context)
-        done = len(times)
-        if done:
-            self.steps += done
-            for seq, _ in self._plan:
-                seq.computed += done
-                seq.made += done
-                seq.undrawn += done
-                seq.times_s += times
-                need = self._blocks(seq.computed + 1) - self._held(seq)
-                if need > 0:
-                    self.pool.allocate(need)
-                    seq.private_blocks += need
-        # The step now under way may complete a chunk, whose storing takes time.
-        return start_s, start_s + self._duration()
+    def advance(self, ends_s: list[float]) -> None:
+        """The planned step and the next ones of `foresee`, which ended at these times, are over; not the last of it."""
+        done = len(ends_s)
+        self.steps += done
+        for seq, _ in self._plan:
+            seq.computed += done
+            seq.made += done
+            seq.undrawn += done
+            seq.times_s += ends_s
+            need = self._lacks(seq, 1)
+            if need > 0:
+                self.pool.allocate(need)
+                seq.private_blocks += need
 
     def take_all(self) -> list[JobOutput]:
         """Everything made and not yet sent (before a crash or a read from outside)."""
@@ -339,19 +355,22 @@ class SimCore:
             exclusive=bool(batch and batch.exclusive),
         )
 
-    def load(self) -> EngineLoad:
-        """The engine now."""
-        decoding = [seq for seq in self.running if seq.decoding]
-        queued = sum(seq.goal - seq.computed for seq in self.running if not seq.decoding)
+    def load(self, looking: Collection[Job], store_total_tokens: int, store_ok: bool) -> EngineLoad:
+        """The engine now. `looking` are jobs that still look their KV up in the store."""
+        left = [seq.goal - seq.computed for seq in self.running]
+        lengths = [len(seq.tokens) + seq.undrawn for seq in self.running if seq.computed >= seq.goal]
+        queued = [len(seq.tokens) for seq in self.waiting] + [len(job.tokens) for job in looking]
         return EngineLoad(
             steps=self.steps,
             running=len(self.running),
-            waiting=len(self.waiting),
-            decoding=len(decoding),
-            queued_prefill_tokens=queued + sum(len(seq.tokens) for seq in self.waiting),
-            context_tokens=sum(seq.length for seq in decoding),
+            waiting=len(queued),
+            decoding=len(lengths),
+            queued_prefill_tokens=sum(queued) + sum([tokens for tokens in left if tokens > 0]),
+            context_tokens=sum(lengths),
             kv_used_tokens=self.pool.used * self.profile.block_tokens,
             kv_total_tokens=self.pool.total * self.profile.block_tokens,
+            store_total_tokens=store_total_tokens,
+            store_ok=store_ok,
         )
 
     # --- blocks and chunks --------------------------------------------------------------------------------------
@@ -359,8 +378,9 @@ class SimCore:
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self.profile.block_tokens)
 
-    def _held(self, seq: Seq) -> int:
-        return seq.private_blocks + len(seq.keys) * self.pool.chunk_blocks
+    def _lacks(self, seq: Seq, count: int) -> int:
+        """Blocks that `seq` does not have for `count` more tokens."""
+        return self._blocks(seq.computed + count) - seq.private_blocks - len(seq.keys) * self.pool.chunk_blocks
 
     def _stores(self, seq: Seq, upto: int) -> bool:
         return self.save_decode or upto <= seq.job.prompt_tokens

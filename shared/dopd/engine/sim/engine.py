@@ -5,6 +5,7 @@ those of single steps, because both run the same core and a run is cut at whatev
 """
 
 import asyncio
+from bisect import bisect_right
 from collections.abc import Sequence
 
 from dopd.engine.contract import EngineLoad, Job, JobOutput, OnOutput, StepRecord
@@ -34,6 +35,7 @@ class SimEngine:
         self._draws = runtime.rng(runtime.new_id("engine"))
         self._looking: dict[str, Job] = {}
         self._step: tuple[float, float] | None = None
+        self._ends_s: list[float] = []
         self._timer: asyncio.TimerHandle | None = None
         self._storing = False
         self._stall_until_s = 0.0
@@ -63,6 +65,8 @@ class SimEngine:
         """Make no progress for so long, as an engine does whose GPU hangs."""
         self._catch_up()
         self._stall_until_s = self._runtime.now() + duration_s
+        if self._step is not None:
+            self._foresee()
 
     # --- jobs ---------------------------------------------------------------------------------------------------
 
@@ -81,15 +85,15 @@ class SimEngine:
             return  # aborted on its way
         keys = self._core.keys_of(job)
         if keys:
-            self._store.lookup(keys, lambda found: self._enter(job, found))
+            self._store.lookup(keys, lambda found: self._enter(job, keys, found))
         else:
-            self._enter(job, 0)
+            self._enter(job, keys, 0)
 
-    def _enter(self, job: Job, found: int) -> None:
+    def _enter(self, job: Job, keys: list[bytes], found: int) -> None:
         if self._looking.pop(job.job_id, None) is None or self._on_output is None:
             return
         self._catch_up()
-        self._core.submit(job, found, self._nonce(job), self._runtime.now())
+        self._core.submit(job, found, self._nonce(job), self._runtime.now(), keys)
         self._kick()
 
     def _nonce(self, job: Job) -> int:
@@ -114,6 +118,8 @@ class SimEngine:
         self._core.budget = None if spec is None else budget_from(spec)
         self._core.budget_state = None if self._core.budget is None else self._core.budget.initial()
         self._core.budget_for_prefills_only = spec is not None and spec.prefills_only
+        if self._step is not None:
+            self._foresee()
 
     async def take_records(self) -> list[StepRecord]:
         records = list(self._core.records)
@@ -122,27 +128,14 @@ class SimEngine:
 
     def load(self) -> EngineLoad:
         self._catch_up()
-        load = self._core.load()
-        looking = sum(len(job.tokens) for job in self._looking.values())
-        return EngineLoad(
-            steps=load.steps,
-            running=load.running,
-            waiting=load.waiting + len(self._looking),
-            decoding=load.decoding,
-            queued_prefill_tokens=load.queued_prefill_tokens + looking,
-            context_tokens=load.context_tokens,
-            kv_used_tokens=load.kv_used_tokens,
-            kv_total_tokens=load.kv_total_tokens,
-            store_total_tokens=self._store.total_tokens,
-            store_ok=self._store.ok,
-        )
+        return self._core.load(self._looking.values(), self._store.total_tokens, self._store.ok)
 
     # --- steps --------------------------------------------------------------------------------------------------
 
     def _kick(self) -> None:
         """Something has changed: begin a step when none is under way, else think again when to wake."""
         if self._step is not None:
-            self._sleep()
+            self._foresee()
         elif not self._storing and self._on_output is not None:
             self._begin(self._runtime.now())
 
@@ -151,22 +144,18 @@ class SimEngine:
         duration_s = self._core.begin_step(start_s)
         self._step = None if duration_s is None else (start_s, start_s + duration_s)
         if self._step is not None:
-            self._sleep()
+            self._foresee()
         elif self._core.waiting or self._core.running:
             self._wake_at(self._core.retry_at(start_s))
 
-    def _sleep(self) -> None:
-        """Wake at the end of the step, or when the first step that matters ends if steps are advanced together."""
+    def _foresee(self) -> None:
+        """Wake at the end of the step, or of the first that matters if steps are advanced together."""
         assert self._step is not None
         start_s, end_s = self._step
-        quiet = self._quiet_steps()
-        # Decode steps only get longer as contexts grow, so this is never late.
-        self._wake_at(end_s + quiet * (end_s - start_s) * (1 - 1e-9) if quiet else end_s)
-
-    def _quiet_steps(self) -> int:
-        """How many steps from the one under way on may be advanced in one go; none into a stall."""
-        stalls_next = self._step is not None and self._step[0] < self._stall_until_s
-        return self._core.stable_steps() if self._together and not stalls_next else 0
+        # None of them goes into a stall: the step under way ends, and the next begins when it is over.
+        together = self._together and start_s >= self._stall_until_s
+        self._ends_s = self._core.foresee(end_s) if together else [end_s]
+        self._wake_at(self._ends_s[-1])
 
     def _wake_at(self, when_s: float) -> None:
         if self._timer is not None:
@@ -178,19 +167,20 @@ class SimEngine:
         self._catch_up()
         if self._step is None:
             self._kick()
+        elif self._timer is None:  # a real loop's timer may fire a little early
+            self._wake_at(self._ends_s[-1])
 
     def _catch_up(self) -> None:
         """End every step that is over by now, and begin the next."""
         now_s = self._runtime.now()
         while self._step is not None and self._step[1] <= now_s:
-            quiet = self._quiet_steps()
-            if quiet:
-                self._step = self._core.advance(*self._step, now_s, quiet)
-                self._sleep()
+            done = min(bisect_right(self._ends_s, now_s), len(self._ends_s) - 1)
+            if done:
+                self._core.advance(self._ends_s[:done])
+                self._step = self._ends_s[done - 1], self._ends_s[done]
+                del self._ends_s[:done]
             else:
                 self._finish(self._step[1])
-        if self._step is not None and self._timer is None:
-            self._sleep()
 
     def _finish(self, end_s: float) -> None:
         outputs, stored = self._core.end_step(end_s)

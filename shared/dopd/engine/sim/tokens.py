@@ -9,6 +9,7 @@ from zlib import crc32
 
 VOCABULARY = 32_000
 FIRST_TOKEN = 3  # 0, 1, 2 are left to padding, begin and end, as in most tokenizers
+_BYTES = [token.to_bytes(4, "little") for token in range(VOCABULARY)]
 
 
 def prefix_state(tokens: "array[int]") -> int:
@@ -23,7 +24,7 @@ def draw(state: int, nonce: int, count: int) -> tuple[list[int], int]:
         mixed = ((state ^ nonce) * 0x9E3779B1) & 0xFFFFFFFF
         token = FIRST_TOKEN + (mixed >> 7) % (VOCABULARY - FIRST_TOKEN)
         drawn.append(token)
-        state = crc32(token.to_bytes(4, "little"), state)
+        state = crc32(_BYTES[token], state)
     return drawn, state
 
 
