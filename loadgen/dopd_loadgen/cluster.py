@@ -3,6 +3,7 @@
 It wires the services' own code, nothing else: real or virtual is a matter of the runtime and the loop.
 """
 
+import asyncio
 from dataclasses import dataclass, field
 
 from dopd.bus.memory import MemoryBroker, MemoryBus
@@ -10,8 +11,9 @@ from dopd.config import ClusterConfig, Config
 from dopd.engine.contract import Engine
 from dopd.engine.sim.engine import SimEngine
 from dopd.engine.sim.kvstore import LocalStore
+from dopd.engine.sim.pair import check_pair, pair
 from dopd.ledger.memory import MemoryStore
-from dopd.perf.profile import Profile, named
+from dopd.perf.profile import Profile
 from dopd.policy import policy_named, sizes
 from dopd.policy.base import Policy
 from dopd.runtime.clock import Runtime
@@ -27,13 +29,15 @@ from dopd_proto.base import Role
 class LocalCluster:
     """One gateway, a planner, a forecaster and workers `w1`…`wn`; more with `add_gateway` and `add_planner`.
 
-    `together` advances emulated steps in one go (virtual time only).
+    `together` advances emulated steps in one go (virtual time only). `profile` and `decode_profile` go before the
+    config's: the engines of workers that start as prefill and as decode, alike when only the first is given.
     """
 
     runtime: Runtime
     config: Config = field(default_factory=Config)
     policy: Policy | None = None
     profile: Profile | None = None
+    decode_profile: Profile | None = None
     together: bool = False
     latency_s: float = 0.0
     workers: dict[str, Worker] = field(default_factory=dict)
@@ -46,7 +50,11 @@ class LocalCluster:
         """Start everything and wait until the first gateway knows every worker."""
         config = self.config
         self.policy = self.policy or policy_named(config.policy.name, config.policy.params)
-        self.profile = self.profile or named(config.engine.profile)
+        if self.profile is None:
+            self.profile, decode_profile = pair(config.engine, self.policy)
+            self.decode_profile = self.decode_profile or decode_profile
+        self.decode_profile = self.decode_profile or self.profile
+        check_pair(self.policy, self.profile, self.decode_profile)
         self.broker = MemoryBroker(latency_s=self.latency_s, check_payload=not self.together)
         self.store = LocalStore(config.engine.sim_store_tokens, self.profile.chunk_tokens)
         self.ledger = MemoryStore(now=self.runtime.now)
@@ -79,12 +87,20 @@ class LocalCluster:
         await planner.start()
         return planner
 
-    async def add_worker(self, worker_id: str, role: Role, engine: Engine | None = None) -> Worker:
-        """Start a worker, or start it anew under its old id."""
+    @property
+    def gpus(self) -> int:
+        """GPUs of all workers."""
+        return sum(self.engines[worker_id].gpus for worker_id in self.workers)
+
+    async def add_worker(self, worker_id: str, role: Role, engine: Engine | None = None, cold: bool = False) -> Worker:
+        """Start a worker, or start it anew under its old id. A `cold` one first loads for its profile's `start_s`."""
         assert self.policy is not None and self.profile is not None
+        profile = self.decode_profile if role == "decode" and self.decode_profile is not None else self.profile
+        if cold:
+            await asyncio.sleep(profile.start_s)
         if engine is None:
             engine = self.engines[worker_id] = SimEngine(
-                self.profile, self.store, self.runtime, self.config.engine.save_decode_cache, self.together
+                profile, self.store, self.runtime, self.config.engine.save_decode_cache, self.together
             )
         first: Role = "mixed" if self.policy.first_roles == "mixed" else role
         bus = self.buses[worker_id] = self.broker.connect(worker_id)

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 from dopd.bus import Delivery
 from dopd.config import Config
 from dopd.errors import RequestError
-from dopd.perf.profile import named
 from dopd.policy.base import Policy
 from dopd.runtime.clock import Runtime
 from dopd.runtime.virtual import VirtualRuntime, run_virtual
@@ -113,7 +112,7 @@ class Stage:
 class Simulation:
     """What `simulate` is to run.
 
-    `policy` goes before the config's. `beside` runs beside the load from its start on, and ends with it at the latest.
+    `policy` goes before the config's, `max_concurrency` closes the loop. `beside` runs beside the load from its start on, and ends with it at the latest.
     """
 
     config: Config
@@ -125,6 +124,7 @@ class Simulation:
     policy: Policy | None = None
     watch: Watch | None = None
     beside: Callable[[Stage], Coroutine[Any, Any, None]] | None = None
+    max_concurrency: int | None = None
 
 
 def simulate(
@@ -150,10 +150,11 @@ async def _simulated(
     slo = Slo(config.slo.ttft_s, config.slo.tpot_s)
     parts = (cluster.gateway, runtime, what.prompt, slo, what.timeout_s)
     target = VirtualTarget(*parts) if what.watch is None else Watched(what.watch, *parts)
-    driving = drive(schedule, target, DriveSettings(timeout_s=what.timeout_s), on_progress)
+    settings = DriveSettings(timeout_s=what.timeout_s, max_concurrency=what.max_concurrency)
+    driving = drive(schedule, target, settings, on_progress)
     records = await (driving if what.beside is None else _beside(what.beside(Stage(cluster, roles.zero_s)), driving))
     ended_s = runtime.now() - roles.zero_s
-    gpus = len(cluster.workers) * named(config.engine.profile).gpus
+    gpus = cluster.gpus
     await cluster.stop()
     return Run(
         label=what.label or config.policy.name,

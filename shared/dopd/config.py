@@ -121,7 +121,8 @@ class WorkerConfig(Section, frozen=True):
 
 
 class EngineConfig(Section, frozen=True):
-    """`kind` "auto" takes vLLM where it is installed. `profile` and the `sim_…` keys are for the emulated engine.
+    """`kind` "auto" takes vLLM where it is installed. `profile`, `decode_profile` and the `sim_…` keys are for the
+    emulated engine. A `decode_profile` of its own makes decode workers unlike prefill workers: roles then stay.
 
     `model` is a hub id or a path; empty makes the tiny local model.
     """
@@ -130,6 +131,7 @@ class EngineConfig(Section, frozen=True):
     model: str = ""
     seed: int = 0
     profile: str = "h200-llama-3.1-8b-fp8-tp1"
+    decode_profile: str = ""
     max_running: Count = 0
     max_step_tokens: Count = 0
     max_model_len: Count = 0

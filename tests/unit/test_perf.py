@@ -23,7 +23,7 @@ def test_a_profile_is_physical(profile: Profile) -> None:
         profile.prefill_fixed_s, profile.prefill_token_s, profile.prefill_token2_s, profile.decode_fixed_s,
         profile.decode_request_s, profile.decode_context_s, profile.transfer_fixed_s,
     )  # fmt: skip
-    assert min(times) > 0 and max(times) < 1
+    assert min(times) >= 0 and max(times) < 1
     assert profile.chunk_tokens % profile.block_tokens == 0
     assert profile.kv_total_tokens > profile.max_step_tokens
     assert profile.source

@@ -12,8 +12,8 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from dopd.config import ClusterConfig, Config
+from dopd.engine.sim.pair import pair
 from dopd.errors import ConfigError
-from dopd.perf.profile import named
 from dopd.policy import policy_named, sizes
 from dopd.supervisor import ports
 from dopd.supervisor.cards import cards_for, memory_share
@@ -33,7 +33,7 @@ def resolve(config: Config, console: Console, demo: bool, env: Mapping[str, str]
     if env.get("MODEL"):
         engine = replace(engine, model=env["MODEL"])
     if engine.kind == "sim":
-        named(engine.profile)
+        pair(engine, policy)
     elif engine.model.startswith(("/", ".", "~")) and not Path(engine.model).is_dir():
         raise ConfigError("MODEL", "engine.model", f"there is no folder {engine.model}; give one, or a hub id")
     if engine.kind == "vllm" and engine.lmcache_port == 0:

@@ -11,10 +11,11 @@ from typing import NoReturn
 from dopd.config import EngineConfig, real_engine, served_name
 from dopd.engine.contract import Engine
 from dopd.engine.sim.engine import SimEngine
+from dopd.engine.sim.pair import pair
 from dopd.engine.sim.store import BusStore
 from dopd.errors import EngineError
-from dopd.perf.profile import named
 from dopd.policy import policy_named
+from dopd.policy.base import Policy
 from dopd.runtime.main import ServiceContext, run_service
 from dopd.worker.host import Worker
 from dopd_proto.base import Role
@@ -32,7 +33,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 async def _serve(first_role: Role, ctx: ServiceContext) -> None:
     config = ctx.config
     policy = policy_named(config.policy.name, config.policy.params)
-    engine = make_engine(config.engine, ctx)
+    engine = make_engine(config.engine, policy, first_role, ctx)
     role: Role = "mixed" if policy.first_roles == "mixed" else first_role
     worker = Worker(
         ctx.args.worker_id, role, engine, ctx.bus, ctx.runtime, config.worker,
@@ -53,8 +54,8 @@ async def _first(*events: asyncio.Event) -> None:
         wait.cancel()
 
 
-def make_engine(config: EngineConfig, ctx: ServiceContext) -> Engine:
-    """The engine that the config names, not started yet."""
+def make_engine(config: EngineConfig, policy: Policy, first_role: Role, ctx: ServiceContext) -> Engine:
+    """The engine that the config names for this role, not started yet."""
     if real_engine(config):
         # heavy: imported only where it is used
         from dopd.engine.vllm import environment
@@ -63,4 +64,5 @@ def make_engine(config: EngineConfig, ctx: ServiceContext) -> Engine:
 
         return VllmEngine(settings_from(config, config.model, cpu=environment.on_cpu()), ctx.runtime)
     store = BusStore(ctx.bus, config.kv_domain, config.sim_store_tokens)
-    return SimEngine(named(config.profile), store, ctx.runtime, config.save_decode_cache)
+    prefill, decode = pair(config, policy)
+    return SimEngine(decode if first_role == "decode" else prefill, store, ctx.runtime, config.save_decode_cache)
