@@ -9,7 +9,6 @@ import sys
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from dopd.errors import ConfigError, EngineError, LoadError
@@ -21,7 +20,7 @@ from dopd_loadgen.arguments import count
 from dopd_loadgen.profiling import check_command
 from dopd_loadgen.profiling.bar import counted
 from dopd_loadgen.profiling.choice import Choice, add_engine, chosen
-from dopd_loadgen.profiling.grid import Limits, Scene, grid
+from dopd_loadgen.profiling.grid import Scene, grid
 from dopd_loadgen.profiling.measure import WARM_UP_ROUNDS, arrival_s, measure
 from dopd_loadgen.profiling.subject import Subject, loop_of
 from dopd_loadgen.provenance import versions
@@ -87,18 +86,11 @@ def _measured(choice: Choice, args: Namespace) -> PointsFile:
     with asyncio.Runner(loop_factory=loop_of(real=choice.real)) as runner:
         subject = runner.run(choice.start())
         try:
-            scenes = grid(_limits(subject.limits, args), args.grid)
+            scenes = grid(subject.limits, args.grid, args.grid_prompt or 0, args.grid_batch or 0)
             with counted("measuring", len(scenes) * (WARM_UP_ROUNDS + args.repeats), args.quiet) as tell:
                 return runner.run(_file(subject, scenes, args, tell))
         finally:
             runner.run(subject.engine.stop())
-
-
-def _limits(limits: Limits, args: Namespace) -> Limits:
-    longest = min(limits.max_model_len, (args.grid_prompt or limits.max_model_len) + 1)
-    return replace(
-        limits, max_model_len=longest, max_running=min(limits.max_running, args.grid_batch or limits.max_running)
-    )
 
 
 async def _file(subject: Subject, scenes: Sequence[Scene], args: Namespace, tell: Callable[[int], None]) -> PointsFile:

@@ -5,7 +5,7 @@ have begun; mixed steps by prompts that come while others decode.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
 
@@ -75,30 +75,47 @@ class Axes:
 AXES: dict[Size, Axes] = {"small": Axes(5, 2, 3, 2, 2, 12), "full": Axes(9, 4, 7, 5, 3, 32)}
 
 
-def grid(limits: Limits, size: Size) -> list[Scene]:
-    """The scenes of one round. Raises LoadError when the engine has no room for a grid."""
+def grid(limits: Limits, size: Size, longest_prompt: int = 0, largest_batch: int = 0) -> list[Scene]:
+    """The scenes of one round, where asked for with no longer prompts or larger batches (0: the engine's limits).
+
+    Raises LoadError when the engine has no room for a grid.
+    """
     axes = AXES[size]
-    scenes = [*_prefills(limits, axes), *_decodes(limits, axes), *_mixed(limits, axes)]
+    within = replace(
+        limits,
+        max_model_len=min(limits.max_model_len, (longest_prompt or limits.max_model_len) + 1),
+        max_running=min(limits.max_running, largest_batch or limits.max_running),
+    )
+    scenes = [*_prefills(within, limits, axes), *_decodes(within, axes), *_mixed(within, axes)]
     short = [name for name in ("prefill", "decode", "mixed") if sum(s.phase == name for s in scenes) < 3]
     if short:
-        raise LoadError("--grid", f"no room for {short[0]} steps of three sizes within {limits}")
+        raise LoadError("--grid", f"no room for {short[0]} steps of three sizes within {within}")
     return scenes
 
 
-def _prefills(limits: Limits, axes: Axes) -> list[Scene]:
+def _prefills(within: Limits, engine: Limits, axes: Axes) -> list[Scene]:
     """Prompts alone, from short ones to whole chains of chunks, and several in a step."""
-    most, step = limits.max_model_len - 1, limits.max_step_tokens
-    lead = (Ask(min(step, most)),) * LEAD_STEPS
-    longest = min(most, int(KV_SHARE * limits.kv_total_tokens) - LEAD_STEPS * lead[0].prompt_tokens)
+    lead = _lead(engine)
+    spare = (
+        int(KV_SHARE * engine.kv_total_tokens) - LEAD_STEPS * engine.max_step_tokens - len(lead) * engine.block_tokens
+    )
+    longest = min(within.max_model_len - 1, spare)
     alone = [(1, length) for length in spaced(SHORTEST_PROMPT, longest, axes.prompt_lengths)]
-    counts = spaced(2, max(2, limits.max_running // 2), axes.prompts)
-    several = [(count, tokens // count) for count, tokens in product(counts, (step // 4, step))]
+    counts = spaced(2, max(2, within.max_running // 2), axes.prompts)
+    tokens = (engine.max_step_tokens // 4, engine.max_step_tokens)
+    several = [(count, all_of // count) for count, all_of in product(counts, tokens)]
     scenes = []
     for count, length in dict.fromkeys(alone + several):
         asks = lead + (Ask(length, measured=True),) * count
-        if length >= 1 and count < limits.max_running and limits.fits(asks):
+        if 1 <= length < within.max_model_len and count < within.max_running and engine.fits(asks):
             scenes.append(Scene("prefill", (asks,)))
     return scenes
+
+
+def _lead(engine: Limits) -> tuple[Ask, ...]:
+    """Prompts that fill two steps to the last token."""
+    whole, rest = divmod(LEAD_STEPS * engine.max_step_tokens, min(engine.max_step_tokens, engine.max_model_len - 1))
+    return (Ask(min(engine.max_step_tokens, engine.max_model_len - 1)),) * whole + ((Ask(rest),) if rest else ())
 
 
 def _decodes(limits: Limits, axes: Axes) -> list[Scene]:
