@@ -112,7 +112,8 @@ class Stage:
 class Simulation:
     """What `simulate` is to run.
 
-    `policy` goes before the config's, `max_concurrency` closes the loop. `beside` runs beside the load from its start on, and ends with it at the latest.
+    `policy` goes before the config's. `beside` runs beside the load from its start on, and ends with it at the latest.
+    With `max_concurrency` the loop is closed, as in `DriveSettings`.
     """
 
     config: Config
