@@ -88,14 +88,20 @@ class LocalCluster:
         return planner
 
     @property
+    def profiles(self) -> tuple[Profile, Profile]:
+        """Of workers that start as prefill and as decode, once started."""
+        assert self.profile is not None and self.decode_profile is not None
+        return self.profile, self.decode_profile
+
+    @property
     def gpus(self) -> int:
         """GPUs of all workers."""
         return sum(self.engines[worker_id].gpus for worker_id in self.workers)
 
     async def add_worker(self, worker_id: str, role: Role, engine: Engine | None = None, cold: bool = False) -> Worker:
         """Start a worker, or start it anew under its old id. A `cold` one first loads for its profile's `start_s`."""
-        assert self.policy is not None and self.profile is not None
-        profile = self.decode_profile if role == "decode" and self.decode_profile is not None else self.profile
+        assert self.policy is not None
+        profile = self.profiles[role == "decode"]
         if cold:
             await asyncio.sleep(profile.start_s)
         if engine is None:

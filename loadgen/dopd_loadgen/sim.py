@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from dopd.bus import Delivery
 from dopd.config import Config
 from dopd.errors import RequestError
+from dopd.perf.model import beyond
 from dopd.policy.base import Policy
 from dopd.runtime.clock import Runtime
 from dopd.runtime.virtual import VirtualRuntime, run_virtual
@@ -160,7 +161,7 @@ async def _simulated(
     return Run(
         label=what.label or config.policy.name,
         api="virtual",
-        target=f"{_ratio(roles.counts[0])} {config.engine.profile}",
+        target=f"{_ratio(roles.counts[0])} {' + '.join(dict.fromkeys(each.name for each in cluster.profiles))}",
         model=target.model,
         seed=what.seed,
         started_unix_s=roles.zero_s,
@@ -169,11 +170,22 @@ async def _simulated(
         slo_ttft_s=slo.ttft_s,
         slo_tpot_s=slo.tpot_s,
         records=records,
+        max_concurrency=what.max_concurrency,
+        settings={"beyond": flags} if (flags := _beyond(cluster, schedule)) else {},
         gpus=gpus,
         gpu_seconds=gpus * what.span_s,
         roles=roles.counts,
         queues=queues.samples,
     )
+
+
+def _beyond(cluster: LocalCluster, schedule: Sequence[Planned]) -> list[str]:
+    """Where a single request of the schedule already takes an engine far beyond what was measured of it."""
+    prefill, decode = cluster.profiles
+    prompt = max((planned.isl_tokens for planned in schedule), default=0)
+    context = max((planned.isl_tokens + planned.osl_tokens for planned in schedule), default=0)
+    flags = beyond(prefill, prompt_tokens=min(prompt, prefill.max_step_tokens))
+    return flags + beyond(decode, context_tokens=context)
 
 
 async def _beside(work: Coroutine[Any, Any, None], driving: Coroutine[Any, Any, list[Record]]) -> list[Record]:

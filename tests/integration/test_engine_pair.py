@@ -37,11 +37,18 @@ def prompt(planned: Planned) -> list[int]:
 def test_each_phase_takes_the_time_of_its_own_engine() -> None:
     with warnings_only():
         run = simulate([Planned(0, 0.0, 600, 20)], Simulation(CONFIG, 1, prompt, 60.0, 5.0))
+    assert run.target == f"2P1D {PREFILL.name} + {DECODE.name}" and run.settings == {}
     times = run.records[0].times_s
     assert len(times) == 20 and run.gpus == 2 * PREFILL.gpus + DECODE.gpus == 4
     assert times[0] == pytest.approx(prefill_s(PREFILL, 600) + transfer_s(PREFILL, 512), abs=10 * BUS_LATENCY_S)
     steps = [later - earlier for earlier, later in pairwise(times[1:])]
     assert steps == pytest.approx([step_s(DECODE, 0, 0, 1, 600 + n) for n in range(1, 19)], rel=1e-3)
+
+
+def test_a_run_says_where_it_takes_an_engine_far_beyond_what_was_measured() -> None:
+    with warnings_only():
+        run = simulate([Planned(0, 0.0, 3000, 2)], Simulation(CONFIG, 1, prompt, 60.0, 5.0))
+    assert run.settings == {"beyond": [f"{PREFILL.name}: prompt_tokens 3000 in a step, measured up to 1014"]}
 
 
 def test_a_flip_between_unlike_engines_is_refused_and_the_table_has_their_gpus() -> None:
