@@ -19,7 +19,7 @@ IN_ENGINE = ("prefill_queued", "prefilling", "kv_transfer", "decode_queued", "fi
 def served(load: float) -> Served:
     isl, workers = 512, 2
     plans = poisson(400, workers * load / service_s(H200, isl), isl, 60)
-    return serve(plans, prefill=workers, decode=workers, sample_s=0.005)
+    return serve(plans, prefill=workers, decode=workers, sample_s=0.002)
 
 
 def stayed_s(record: Record, worker_id: str) -> float:
