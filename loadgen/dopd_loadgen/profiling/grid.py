@@ -72,7 +72,7 @@ class Axes:
     steps: int
 
 
-AXES: dict[Size, Axes] = {"small": Axes(5, 2, 3, 2, 2, 12), "full": Axes(9, 4, 7, 5, 3, 32)}
+AXES: dict[Size, Axes] = {"small": Axes(5, 2, 3, 3, 2, 12), "full": Axes(9, 4, 7, 5, 3, 32)}
 
 
 def grid(limits: Limits, size: Size, longest_prompt: int = 0, largest_batch: int = 0) -> list[Scene]:
