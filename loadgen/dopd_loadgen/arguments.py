@@ -29,17 +29,6 @@ def add_workload(parser: ArgumentParser) -> None:
     source = group.add_mutually_exclusive_group()
     source.add_argument("--trace", "--dataset-path", metavar="FILE", help="the requests of a trace, plain or gzip")
     source.add_argument("--preset", choices=presets.names(), help="a load like that of a real service")
-    group.add_argument(
-        "--arrivals", metavar="EXPR", help="of a synthetic load: poisson:rate=5, mmpp:rates=0/9,stays=60/20"
-    )
-    group.add_argument(
-        "--isl",
-        "--input-len",
-        "--random-input-len",
-        metavar="EXPR",
-        help="prompt lengths: 1000, or lognormal:mean=1200,p50=800",
-    )
-    group.add_argument("--osl", "--output-len", "--random-output-len", metavar="EXPR", help="answer lengths, likewise")
     group.add_argument("--request-rate", type=float, metavar="RPS", help="new arrivals at this rate; inf: all at once")
     group.add_argument(
         "--burstiness",
@@ -51,6 +40,27 @@ def add_workload(parser: ArgumentParser) -> None:
     group.add_argument(
         "--rate-scale", type=float, default=1.0, metavar="X", help="X times the source's rate, bursts kept"
     )
+    group.add_argument("--num-prompts", type=int, metavar="N", help="at most so many requests")
+    group.add_argument("--loop", action="store_true", help="repeat a trace until the duration or the number is full")
+    group.add_argument("--turn", action="store_true", help="with --loop: begin at a random point, drawn by the seed")
+    group.add_argument("--sharegpt", metavar="FILE", help="prompts word by word from a file in ShareGPT's form")
+    group.add_argument("--seed", type=int, default=SEED, help="of arrivals, lengths and prompts (default 0)")
+    add_shape(group)
+
+
+def add_shape(group: Any) -> None:
+    """What is done to a source, and how it is read: where load is run and where policies are compared."""
+    group.add_argument(
+        "--arrivals", metavar="EXPR", help="of a synthetic load: poisson:rate=5, mmpp:rates=0/9,stays=60/20"
+    )
+    group.add_argument(
+        "--isl",
+        "--input-len",
+        "--random-input-len",
+        metavar="EXPR",
+        help="prompt lengths: 1000, or lognormal:mean=1200,p50=800",
+    )
+    group.add_argument("--osl", "--output-len", "--random-output-len", metavar="EXPR", help="answer lengths, likewise")
     group.add_argument(
         "--duration", "--duration-s", type=float, metavar="S", dest="duration_s", help="length of the schedule, seconds"
     )
@@ -63,20 +73,15 @@ def add_workload(parser: ArgumentParser) -> None:
         dest="start_s",
         help="seconds of the source to leave out",
     )
-    group.add_argument("--num-prompts", type=int, metavar="N", help="at most so many requests")
-    group.add_argument("--loop", action="store_true", help="repeat a trace until the duration or the number is full")
-    group.add_argument("--turn", action="store_true", help="with --loop: begin at a random point, drawn by the seed")
     group.add_argument("--sort", action="store_true", help="put a trace's rows in order of time")
     group.add_argument("--format", metavar="NAME", help="the trace's format, where its content does not tell")
     group.add_argument("--servegen-model", metavar="NAME", help="which model of a servegen file")
-    group.add_argument("--sharegpt", metavar="FILE", help="prompts word by word from a file in ShareGPT's form")
     group.add_argument(
         "--part", "--part-s", type=float, metavar="S", dest="part_s", help="length of a part of a shift-* preset"
     )
     group.add_argument("--max-isl", type=int, metavar="N", help="clip longer prompts")
     group.add_argument("--max-osl", type=int, metavar="N", help="clip longer answers")
     group.add_argument("--max-model-len", type=int, metavar="N", help="clip what does not fit in the model's context")
-    group.add_argument("--seed", type=int, default=SEED, help="of arrivals, lengths and prompts (default 0)")
 
 
 def workload_of(args: Namespace) -> WorkloadSpec:
