@@ -1,14 +1,16 @@
 """The shipped profiles against the data that they come from: each figure is what a fit gives today."""
 
 import csv
+import gzip
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from dopd.errors import ConfigError
 from dopd.perf.fit import errors, fit, non_negative
-from dopd.perf.points import Point, PointsFile, read_table
+from dopd.perf.points import Point, PointsFile, checked, read_table
 from dopd.perf.profile import PROFILES, Profile
 from tests.testbed import DATA, DYNAMIC, MIXED, TARGET, UNIFORM, points, windows
 
@@ -107,6 +109,31 @@ def test_a_link_is_what_was_measured(system: str, name: str) -> None:
     fixed_s, byte_s = relative([np.ones(large.sum()), sizes[large]], times[large])
     assert PROFILES[name].transfer_fixed_s == pytest.approx(fixed_s, rel=0.02)
     assert PROFILES[name].transfer_bytes_per_s == pytest.approx(1 / byte_s, rel=0.02)
+
+
+def engines(table: str) -> list[tuple[str, str, str, str]]:
+    opened = gzip.open if table.endswith(".gz") else open
+    with opened(DATA / table, "rt") as file:
+        return sorted({(r["gpu"], r["model"], r["tp"], r["dtype"]) for r in csv.DictReader(file)})
+
+
+@pytest.mark.parametrize("table", ["e2e_prefill_decode.csv", SUMS])
+def test_every_real_engine_passes_and_none_does_in_the_wrong_unit(table: str) -> None:
+    for gpu, model, tp, dtype in engines(table):
+        file = read_table(DATA / table, META, gpu=gpu, model=model, tp=int(tp), dtype=dtype)
+        for factor, reason in ((1e3, "milliseconds taken for seconds"), (1e-3, "seconds taken for milliseconds")):
+            wrong = [replace(point, latency_s=factor * point.latency_s) for point in file.points]
+            with pytest.raises(ConfigError, match=reason):
+                checked(replace(file, points=wrong))
+
+
+def test_corrected_sums_are_near_the_engine_that_was_measured_end_to_end() -> None:
+    of_sums = sums("H200", "Llama-3.1-8B", 1, "fp8")
+    told = replace(of_sums, **corrected(of_sums))
+    every = read_table(DATA / "e2e_prefill_decode.csv", META, gpu="H200", model="Llama-3.1-8B", tp=1, dtype="fp8")
+    prefill, decode = errors(told, replace(every, points=[p for p in every.points if p.batch_requests <= 289]))
+    print(prefill, decode)
+    assert prefill.mape_pct < 20 and decode.mape_pct < 10
 
 
 # ------------------------------------------------------------------------------------------------ the authors' own pair
