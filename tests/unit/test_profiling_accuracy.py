@@ -6,7 +6,7 @@ import pytest
 
 from dopd.errors import LoadError
 from dopd_loadgen.model import Record, Run
-from dopd_loadgen.profiling.accuracy import as_json, compared, figures, said
+from dopd_loadgen.profiling.accuracy import as_json, compared, doubts, figures, said
 
 
 def run(ttfts_s: Sequence[float], tpot_s: float = 0.01, tokens: int = 3) -> Run:
@@ -44,6 +44,12 @@ def test_the_engines_own_spread_widens_the_limit() -> None:
     assert row.spread == pytest.approx(0.2)
     assert row.limit == pytest.approx(0.3)
     assert row.passed
+
+
+def test_a_limit_that_noise_has_made_wide_is_doubted() -> None:
+    noisy = [run([0.1], tpot_s) for tpot_s in (0.008, 0.010, 0.012)]
+    assert ["TPOT of the engine itself varies by 20 %" in doubt for doubt in doubts(compared(noisy, noisy))] == [True]
+    assert doubts(compared([run([0.1])] * 3, [run([0.1], 0.02)])) == []
 
 
 def test_answers_of_one_token_give_nothing_to_compare() -> None:

@@ -74,6 +74,16 @@ def _row(latency: str, figure: str, real: list[float], emulated: list[float]) ->
     return Compared(latency, figure, real, emulated, error, spread, limit)
 
 
+def doubts(rows: Sequence[Compared]) -> list[str]:
+    """Means whose limit the engine's own spread has widened to more than twice its floor, in words."""
+    return [
+        f"mean {row.latency.upper()} of the engine itself varies by {row.spread * 100:.0f} % between runs: "
+        "this says little; repeat it on a quiet machine"
+        for row in rows
+        if row.limit is not None and row.limit > 2 * FLOORS[row.latency]
+    ]
+
+
 def as_json(rows: Sequence[Compared]) -> dict[str, Any]:
     """For the result file."""
     return {"rows": [asdict(row) | {"passed": row.passed} for row in rows], "passed": all(row.passed for row in rows)}

@@ -16,7 +16,7 @@ from dopd.perf.model import beyond, step_s
 from dopd.perf.profile import Profile, named
 from dopd_loadgen.arguments import add_workload, count, seconds, workload_of
 from dopd_loadgen.model import Run
-from dopd_loadgen.profiling.accuracy import as_json, compared, said
+from dopd_loadgen.profiling.accuracy import as_json, compared, doubts, said
 from dopd_loadgen.profiling.bar import counted
 from dopd_loadgen.profiling.choice import add_engine, chosen
 from dopd_loadgen.profiling.grid import Limits
@@ -63,7 +63,7 @@ def run(args: Namespace) -> int:
         finally:
             runner.run(subject.engine.stop())
     rows = compared(engine, emulation)
-    notes = _notes(checked, schedule)
+    notes = [*_beyond(checked, schedule), *doubts(rows)]
     config = {
         "profile": {key: value for key, value in asdict(checked).items() if key != "fits"},
         "engine": dict(subject.meta),
@@ -138,7 +138,7 @@ def steady_rps(profile: Profile, limits: Limits, isl_tokens: int, osl_tokens: in
     return 1 / (decode_s + prompt_s)
 
 
-def _notes(profile: Profile, schedule: Schedule) -> list[str]:
+def _beyond(profile: Profile, schedule: Schedule) -> list[str]:
     """Use of the profile far beyond its grid."""
     longest = max(planned.isl_tokens + planned.osl_tokens for planned in schedule)
     return beyond(profile, context_tokens=longest)
