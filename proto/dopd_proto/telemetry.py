@@ -71,7 +71,10 @@ class GatewayState(Message):
 
 
 class ArrivalWindow(Message):
-    """Arrivals counted at one gateway in [start_s, end_s), on arrival and never on completion."""
+    """Arrivals counted at one gateway in [start_s, end_s), on arrival and never on completion.
+
+    `isl_tokens_histogram[b]` counts prompts whose length has b bits (2^(b-1) to 2^b - 1 tokens).
+    """
 
     gateway_id: str
     incarnation: str
@@ -81,10 +84,15 @@ class ArrivalWindow(Message):
     isl_tokens_sum: int
     isl_tokens_square_sum: int
     osl_tokens_limit_sum: int
+    isl_tokens_histogram: tuple[int, ...] = ()
 
 
 class OutcomeWindow(Message):
-    """Requests that ended at one gateway in [start_s, end_s). Sums are over the completed ones."""
+    """Requests that ended at one gateway in [start_s, end_s). Sums are over the completed ones.
+
+    `made_tokens` are all output tokens that came in this window, also of requests that still run or failed;
+    `made_context_tokens` sums over them the context (prompt and output so far) that each was made from.
+    """
 
     gateway_id: str
     incarnation: str
@@ -96,10 +104,34 @@ class OutcomeWindow(Message):
     gateway_ttft_s_sum: float
     tpot_s_sum: float
     kv_miss_tokens: int = 0
+    made_tokens: int = 0
+    made_context_tokens: int = 0
+
+
+class SeriesForecast(Message):
+    """One series' mean over the horizon, by the model that was best of late.
+
+    `quantiles` are at the `quantile_levels` of the `Forecast`. `error` is that model's recent sum of absolute errors
+    over the sum of what came, None while nothing has come; `scored` how many forecasts were compared with what came.
+    `reason` says what to beware of, "" for nothing: no_history, short_history, no_requests, osl_from_limit, or why a
+    fit is not what it should be.
+    """
+
+    name: str
+    model: str
+    point: float
+    quantiles: tuple[float, ...]
+    error: float | None = None
+    scored: int = 0
+    reason: str = ""
 
 
 class Forecast(Message):
-    """What is expected in [start_s, start_s + horizon_s), summed over gateways."""
+    """What is expected in [start_s, start_s + horizon_s), summed over gateways.
+
+    `model` is that of the request rate. Of `series`, `prefill_work` and `decode_work` are seconds of engine time per
+    second, the rest is named as the fields are. `bins` of `bin_s` are known; `reason` is that of the request rate.
+    """
 
     start_s: float
     horizon_s: float
@@ -108,3 +140,8 @@ class Forecast(Message):
     isl_tokens_mean: float
     isl_tokens_var: float
     osl_tokens_mean: float
+    bins: int = 0
+    bin_s: float = 0.0
+    reason: str = ""
+    quantile_levels: tuple[float, ...] = ()
+    series: tuple[SeriesForecast, ...] = ()
