@@ -21,10 +21,11 @@ class Known:
 
     `open_prefill_tokens` are those of open work, `new_prefill_tokens` of accepted work that no state shows yet.
     `batches` is the number of its newest token batch that came, `due` how many its state before the last one counted.
-    `view` is what the policy sees of it, None when something has changed since it was made.
+    `grant` is what the state has for this gateway. `view` is what the policy sees, None when that has changed since.
     """
 
     state: WorkerState
+    grant: Grant
     heard_s: float
     sent: int = 0
     open: int = 0
@@ -53,12 +54,12 @@ class Fleet:
             return None  # overtaken by a newer one, or late words of an earlier life
         grant = self._grant(state)
         if known is None or known.state.incarnation != state.incarnation:
-            self.workers[state.worker_id] = Known(state, now_s, sent=grant.received, batches=grant.batches)
+            self.workers[state.worker_id] = Known(state, grant, now_s, sent=grant.received, batches=grant.batches)
             return known.state.incarnation if known else None
-        known.due = self._grant(known.state).batches
+        known.due = known.grant.batches
         if grant.batches < known.due:
             known.batches = 0  # it had given us up, and counts anew
-        known.state, known.heard_s, known.usable, known.view = state, now_s, True, None
+        known.state, known.grant, known.heard_s, known.usable, known.view = state, grant, now_s, True, None
         if known.sent - grant.received <= known.open:
             known.new_prefill_tokens = 0
         if not known.open:
@@ -153,7 +154,7 @@ class Fleet:
             serving=known.serving(),
             credit=self.credit(known),
             running=state.running,
-            waiting=state.waiting + max(0, known.sent - self._grant(state).received),
+            waiting=state.waiting + max(0, known.sent - known.grant.received),
             decoding=state.decoding,
             queued_prefill_tokens=state.queued_prefill_tokens + known.open_prefill_tokens + known.new_prefill_tokens,
             context_tokens=state.context_tokens,
@@ -165,7 +166,7 @@ class Fleet:
 
     def credit(self, known: Known) -> int:
         """Requests that this gateway may still send the worker."""
-        return max(0, self._grant(known.state).limit - known.sent) if known.serving() else 0
+        return max(0, known.grant.limit - known.sent) if known.serving() else 0
 
     def _grant(self, state: WorkerState) -> Grant:
         for grant in state.grants:

@@ -20,13 +20,16 @@ from dopd.policy.gate import admissible
 
 RECORDS = 4096
 RETRY_S = 0.05
+LAZY_S = 2.0
+"""Tokens are reported at the latest with the first step that matters after so long, or gateways would ask for them."""
 
 
 @dataclass(slots=True, eq=False)
 class Seq:
     """A job in the engine. `tokens` is input and output; KV exists for the first `computed` of them.
 
-    `names` are those of the whole chunks to be computed or fetched, `keys` of those that are in the pool.
+    `names` are those of its whole chunks as far as they are known, `keys` of those that are in the pool. `blocks`
+    counts what is held there, chunks included.
 
     `admitted` by the gate, which is asked once: what then lacks tokens or memory, or starts over, only waits for those.
     """
@@ -45,7 +48,7 @@ class Seq:
     undrawn: int = 0
     sent: int = 0
     keys: list[bytes] = field(default_factory=list)
-    private_blocks: int = 0
+    blocks: int = 0
     cached: Cached | None = None
     times_s: list[float] = field(default_factory=list)
     unstored: list[bytes] = field(default_factory=list)
@@ -65,8 +68,8 @@ class SimCore:
     """The state of one emulated engine."""
 
     def __init__(self, profile: Profile, save_decode: bool, lazy: bool = False, chunk_tokens: int = 0) -> None:
-        """`lazy`: what simulations in bulk want. Only first tokens and ends (with all tokens before) are reported, and
-        steps are not recorded."""
+        """`lazy`: what simulations in bulk want. Besides first tokens and ends (with all tokens before) little is
+        reported, and steps are not recorded."""
         self.profile = profile
         self.lazy = lazy
         self.save_decode = save_decode
@@ -77,6 +80,7 @@ class SimCore:
         self.running: list[Seq] = []
         self.waiting: deque[Seq] = deque()
         self._fetches = Link(profile)
+        self._reported_s = 0.0
         self.steps = 0
         self.records: deque[StepRecord] = deque(maxlen=RECORDS)
         self.budget: StepBudget | None = None
@@ -145,9 +149,11 @@ class SimCore:
     def _grow(self, seq: Seq, count: int) -> bool:
         """Blocks for `count` more tokens, at the cost of the youngest requests. False: `seq` itself had to go."""
         while True:
-            need = self._lacks(seq, count)
-            if need <= 0 or self.pool.allocate(need):
-                seq.private_blocks += max(0, need)
+            need = self._blocks(seq.computed + count) - seq.blocks
+            if need <= 0:
+                return True
+            if self.pool.allocate(need):
+                seq.blocks += need
                 return True
             youngest = self.running[-1]
             self._start_over(youngest)
@@ -158,10 +164,10 @@ class SimCore:
         self.running.remove(seq)
         seq.active = False
         self._plan = [(other, share) for other, share in self._plan if other is not seq]
-        self.pool.release(seq.keys, seq.private_blocks)
+        self._release(seq)
         self._draw(seq)
         seq.names = chunk_keys(seq.tokens, self.chunk_tokens)
-        seq.keys, seq.private_blocks, seq.computed, seq.goal, seq.store_chunks = [], 0, 0, seq.length, 0
+        seq.keys, seq.blocks, seq.computed, seq.goal, seq.store_chunks = [], 0, 0, seq.length, 0
         self.waiting.appendleft(seq)
 
     def _admit(self, limit: StepLimit, budget: int, now_s: float) -> None:
@@ -184,12 +190,11 @@ class SimCore:
         local = self.pool.match(keys)
         self.pool.hold(keys[:local])
         hit = max(local, min(seq.store_chunks, len(keys)))
-        need = self._blocks(len(seq.tokens)) - local * self.pool.chunk_blocks
-        if not self.pool.allocate(need):
+        blocks = self._blocks(len(seq.tokens))
+        if not self.pool.allocate(blocks - local * self.pool.chunk_blocks):
             self.pool.release(keys[:local], 0)
             return False
-        seq.private_blocks = need
-        seq.keys = keys[:local]
+        seq.blocks, seq.keys = blocks, keys[:local]
         # What only this engine's own cache has goes (back) to the store: others will ask for it there.
         seq.unstored = keys[seq.store_chunks : local]
         for key in keys[local:hit]:  # fetched from the store: shared from now on
@@ -227,6 +232,9 @@ class SimCore:
         if self._plan and not self.lazy:
             counts = {seq.job.job_id: share for seq, share in self._plan}
             self.records.append(StepRecord(self.steps, counts, sum(seq.decoding for seq, _ in self._plan)))
+        report = not self.lazy or now_s - self._reported_s >= LAZY_S
+        if report:
+            self._reported_s = now_s
         outputs: list[JobOutput] = []
         stored: list[bytes] = []
         for seq, share in self._plan:
@@ -234,25 +242,22 @@ class SimCore:
                 continue
             seq.computed += share
             if seq.computed >= seq.goal:
-                self._make(seq, now_s)
+                seq.made += 1
+                seq.undrawn += 1
+                seq.times_s.append(now_s)
             if seq.unstored or len(seq.keys) < seq.computed // self.chunk_tokens:
                 stored += self._name_chunks(seq)
             if seq.made >= seq.job.max_new_tokens:
                 self.running.remove(seq)
                 seq.active = False
                 outputs.append(self._leave(seq, "length"))
-            elif seq.made > seq.sent and not (self.lazy and seq.sent):
+            elif seq.made > seq.sent and (report or not seq.sent):
                 outputs.append(self._take(seq, None))
         self._plan = []
         return outputs, stored
 
-    def _make(self, seq: Seq, now_s: float) -> None:
-        seq.made += 1
-        seq.undrawn += 1
-        seq.times_s.append(now_s)
-
     def _leave(self, seq: Seq, end: JobEnd) -> JobOutput:
-        self.pool.release(seq.keys, seq.private_blocks)
+        self._release(seq)
         return self._take(seq, end)
 
     def _take(self, seq: Seq, end: JobEnd | None) -> JobOutput:
@@ -312,10 +317,7 @@ class SimCore:
             seq.made += done
             seq.undrawn += done
             seq.times_s += ends_s
-            need = self._lacks(seq, 1)
-            if need > 0:
-                self.pool.allocate(need)
-                seq.private_blocks += need
+            self._grow(seq, 1)  # there is enough: nobody has to go
 
     def take_all(self) -> list[JobOutput]:
         """Everything made and not yet sent (before a crash or a read from outside)."""
@@ -378,9 +380,8 @@ class SimCore:
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self.profile.block_tokens)
 
-    def _lacks(self, seq: Seq, count: int) -> int:
-        """Blocks that `seq` does not have for `count` more tokens."""
-        return self._blocks(seq.computed + count) - seq.private_blocks - len(seq.keys) * self.pool.chunk_blocks
+    def _release(self, seq: Seq) -> None:
+        self.pool.release(seq.keys, seq.blocks - len(seq.keys) * self.pool.chunk_blocks)
 
     def _stores(self, seq: Seq, upto: int) -> bool:
         return self.save_decode or upto <= seq.job.prompt_tokens
@@ -388,17 +389,18 @@ class SimCore:
     def _name(self, seq: Seq, key: bytes) -> None:
         self.pool.share(key)
         seq.keys.append(key)
-        seq.private_blocks -= self.pool.chunk_blocks
 
     def _name_chunks(self, seq: Seq) -> Sequence[bytes]:
         """Name the chunks that this step completed; those the store should have."""
         stored, seq.unstored = seq.unstored, []
-        while (len(seq.keys) + 1) * self.chunk_tokens <= seq.computed:
-            self._draw(seq)
-            start = len(seq.keys) * self.chunk_tokens
-            key = next_key(seq.keys[-1] if seq.keys else b"", seq.tokens[start : start + self.chunk_tokens])
+        while (upto := (len(seq.keys) + 1) * self.chunk_tokens) <= seq.computed:
+            if len(seq.keys) == len(seq.names):
+                self._draw(seq)
+                chunk = seq.tokens[upto - self.chunk_tokens : upto]
+                seq.names.append(next_key(seq.names[-1] if seq.names else b"", chunk))
+            key = seq.names[len(seq.keys)]
             self._name(seq, key)
-            if self._stores(seq, start + self.chunk_tokens):
+            if self._stores(seq, upto):
                 stored.append(key)
         return stored
 
