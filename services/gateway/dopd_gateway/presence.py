@@ -4,9 +4,12 @@ Consumes the heartbeats of all gateways; produces `GatewayState`, `Arrivals` and
 silence means anything.
 """
 
+from collections.abc import Iterable
+
 from dopd.bus import Bus, Delivery
 from dopd.config import GatewayConfig
 from dopd.runtime.clock import Runtime
+from dopd_gateway.core import Request
 from dopd_gateway.windows import Windows
 from dopd_proto.subjects import ARRIVALS, GATEWAY_STATE, OUTCOMES
 from dopd_proto.telemetry import GatewayState
@@ -59,10 +62,15 @@ class Presence:
         )
         self._bus.publish(GATEWAY_STATE.at(gateway_id=self._me[0]), state)
 
-    def close_window(self) -> None:
-        """Publish the counts of the window and begin the next."""
-        now_s = self._runtime.now()
-        arrivals, outcomes = self.windows.close(now_s)
-        self.windows = Windows(*self._me, now_s)
-        self._bus.publish(ARRIVALS.at(gateway_id=self._me[0]), arrivals)
+    def window_left_s(self) -> float:
+        """Time to the window's end. Ends are multiples of its length on the clock: gateways then cut time alike."""
+        length_s = self._config.window_s
+        left_s = length_s - self._runtime.now() % length_s
+        return left_s if left_s > 0.1 * length_s else left_s + length_s
+
+    def close_window(self, running: Iterable[Request]) -> None:
+        """Publish the counts of the window and begin the next. `running` are the requests that have not ended."""
+        arrivals, outcomes, self.windows = self.windows.close(self._runtime.now(), running)
+        # In this order a forecast that the arrivals bring about knows the outcomes.
         self._bus.publish(OUTCOMES.at(gateway_id=self._me[0]), outcomes)
+        self._bus.publish(ARRIVALS.at(gateway_id=self._me[0]), arrivals)

@@ -364,5 +364,5 @@ class Gateway:
 
     async def _count(self) -> None:
         while True:
-            await asyncio.sleep(self._config.window_s)
-            self._presence.close_window()
+            await asyncio.sleep(self._presence.window_left_s())
+            self._presence.close_window(self._requests.values())
