@@ -18,7 +18,6 @@ from dopd.errors import ConfigError
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
-Weight = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
@@ -87,10 +86,18 @@ class GatewayConfig(Section, frozen=True):
 
 
 class ForecasterConfig(Section, frozen=True):
-    """`alpha` is the weight of the newest window."""
+    """Arrivals are seen in bins of `bin_s`; `horizons_s` are multiples of it.
 
-    horizon_s: Positive = 10.0
-    alpha: Weight = 0.3
+    Of `models` the best of late is used, for each series and horizon. "arima" is fitted anew every `refit_bins`, within
+    `refit_budget_s`. Prompts below `short_tokens` count as ultra-short.
+    """
+
+    bin_s: Positive = 10.0
+    horizons_s: tuple[Positive, ...] = (10.0, 60.0, 300.0)
+    models: tuple[str, ...] = ("last", "mean-50", "ewma", "ses", "kalman", "block-ses")
+    refit_bins: AtLeastOne = 30
+    refit_budget_s: Positive = 5.0
+    short_tokens: AtLeastOne = 128
 
 
 class PlannerConfig(Section, frozen=True):
