@@ -98,8 +98,12 @@ def asked(args: Namespace) -> Asked:
             raise LoadError(flag, f"{max(given, key=given.count)} is given twice")
     if args.workers < 2:
         raise LoadError("--workers", f"{args.workers}: prefill and decode apart need 2 or more")
-    wanted = _wanted(args)
-    specs = dict(zip(wanted.traces, (_spec(source, args) for source in args.trace), strict=True))
+    specs = {_name(source): _spec(source, args) for source in args.trace}
+    if len(specs) < len(args.trace):
+        raise LoadError("--trace", "two files have one name; tables could not tell them apart")
+    for spec in specs.values():
+        check(spec)
+    wanted = _wanted(args, specs)
     settings = {profile: _setting(profile, args) for profile in args.profile}
     for setting in settings.values():
         for spec in specs.values():
@@ -110,7 +114,7 @@ def asked(args: Namespace) -> Asked:
     return Asked(wanted, specs, settings)
 
 
-def _wanted(args: Namespace) -> Wanted:
+def _wanted(args: Namespace, specs: dict[str, WorkloadSpec]) -> Wanted:
     reference = args.reference or args.policies[0]
     if reference not in args.policies:
         raise LoadError("--reference", f"{reference} is not among --policies")
@@ -121,7 +125,7 @@ def _wanted(args: Namespace) -> Wanted:
         raise LoadError("--seeds", f"{args.seeds} is above {MOST_SEEDS}")
     slo = _config(args, args.profile[0]).slo
     return Wanted(
-        traces={_name(source): _described(_spec(source, args)) for source in args.trace},
+        traces={name: _described(spec) for name, spec in specs.items()},
         profiles={profile: named(profile).gpus for profile in args.profile},
         policies=args.policies,
         reference=reference,

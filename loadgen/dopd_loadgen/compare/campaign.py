@@ -47,8 +47,9 @@ class Campaign:
         """All of it. Raises LoadError."""
         self._choose_rates()
         self._tune()
-        self._bound(dict(self.grid))
-        self._measure(self._grid_cases(), "measuring")
+        for seed in self.wanted.seeds:  # whole seeds one after the other, so that one broken off has figures that pair
+            self._bound(seed)
+            self._measure(self._grid_cases(seed), f"measuring seed {seed}")
         if self.wanted.targets:
             self._search()
 
@@ -119,21 +120,18 @@ class Campaign:
         made = dict(self._done(tasks, stage))
         return {(ground, name): made[number] for number, (ground, name, _) in enumerate(wanted)}
 
-    def _bound(self, grid: dict[Ground, list[float]]) -> None:
-        keys = [(g, rate, seed) for g, rates in grid.items() for rate in rates for seed in self.wanted.seeds]
+    def _bound(self, seed: int) -> None:
+        keys = [(ground, rate, seed) for ground in self.grounds for rate in self.grid[ground]]
         tasks = [Limit(g, self.settings[g.profile], self._spec(g, rate, seed)) for g, rate, seed in keys]
-        for number, limits in self._done(tasks, "bounding"):
+        for number, limits in self._done(tasks, f"bounding seed {seed}"):
             self.limits[keys[number]] = limits
 
-    def _grid_cases(self) -> list[Case]:
-        """Seeds outside, so that one that is broken off has whole seeds behind it."""
-        wanted = self.wanted
+    def _grid_cases(self, seed: int) -> list[Case]:
         return [
             Case(ground, policy, rate, seed)
-            for seed in wanted.seeds
             for ground in self.grounds
             for rate in self.grid[ground]
-            for policy in wanted.policies
+            for policy in self.wanted.policies
         ]
 
     def _measure(self, cases: Iterable[Case], stage: str) -> None:
