@@ -26,9 +26,9 @@ def request(number: int, isl: int = 1000, **more: int) -> RequestView:
 
 
 def decided(
-    *workers: WorkerView, queue: list[RequestView], room: dict[str, int] = ROOM
+    *workers: WorkerView, queue: list[RequestView], room: dict[str, int] = ROOM, now_s: float = 0.0
 ) -> dict[str, list[SegmentPlan]]:
-    _, dispatches, _ = StaticSplit().step(None, queue, ClusterView(workers, room), 0.0)
+    _, dispatches, _ = StaticSplit().step(None, queue, ClusterView(workers, room), now_s)
     return {p.request_id: list(p.segments) for dispatch in dispatches for p in dispatch.placements}
 
 
@@ -53,7 +53,7 @@ def test_a_split_goes_before_the_default_sizes_and_contradicts_any_others() -> N
 
 
 def test_a_prompt_goes_where_the_fewest_tokens_wait_not_the_fewest_requests() -> None:
-    long_one = worker("p1", "prefill", queued_prefill_tokens=30_000, running=1)
+    long_one = worker("p1", "prefill", queued_prefill_tokens=9000, running=1)
     short_ones = worker("p2", "prefill", queued_prefill_tokens=1200, running=3)
     plan = decided(long_one, short_ones, worker("d1", "decode"), queue=[request(1)])
     assert plan["r1"] == [SegmentPlan("p2", 1000), SegmentPlan("d1")]
@@ -89,6 +89,17 @@ def test_prompts_that_wait_in_the_store_count_against_its_room() -> None:
     workers = [worker("p1", "prefill"), worker("d1", "decode", credit=0)]
     assert decided(*workers, queue=[stuck, request(1)], room={"a": 2000}) == {}
     assert list(decided(*workers, queue=[stuck, request(1)], room={"a": 2499})) == ["r1"]
+
+
+def test_who_is_too_late_in_any_case_comes_last() -> None:
+    queue = [request(1), request(2), request(3)]  # they came at 1, 2 and 3 s, with 2 s to their first token
+    assert list(decided(worker("p1", "prefill", credit=1), worker("d1", "decode"), queue=queue, now_s=3.5)) == ["r2"]
+    assert list(decided(worker("p1", "prefill", credit=3), worker("d1", "decode"), queue=queue, now_s=3.5))[-1] == "r1"
+
+
+def test_no_more_waits_at_a_prefill_worker_than_keeps_it_busy() -> None:
+    workers = [worker("p1", "prefill", queued_prefill_tokens=20_000), worker("d1", "decode")]
+    assert decided(*workers, queue=[request(1)]) == {}
 
 
 def test_first_come_first_served_within_a_phase() -> None:

@@ -92,8 +92,9 @@ def _oracle(name: str, params: dict[str, float], setting: Setting, schedule: Seq
     look = oracle.Look.of(params)
     prefill = setting.workers // 2
     split = static_split(prefill, setting.workers - prefill)
-    contender = tune.for_setting(Contender(name, split, *(split.split or (0, 0)), oracle=True), setting)
-    return replace(contender, note=look.note)
+    contender = Contender(name, split, prefill, setting.workers - prefill, oracle=True)
+    contender = tune.tuned_split(contender, setting, schedule)
+    return replace(contender, note=f"{look.note}; {contender.note}")
 
 
 def _plain(name: str, params: dict[str, float], setting: Setting, schedule: Sequence[Planned]) -> Contender:
@@ -112,4 +113,4 @@ def _plain(name: str, params: dict[str, float], setting: Setting, schedule: Sequ
     elif sum(sizes) != setting.workers or not all(sizes):
         sizes = setting.workers // 2, setting.workers - setting.workers // 2
     contender = Contender(name, policy, *sizes)
-    return tune.for_setting(contender, setting) if named_split(name) and not params else contender
+    return tune.tuned_split(contender, setting, schedule) if named_split(name) and not params else contender

@@ -81,7 +81,9 @@ def run(
     watcher = _Watcher(setting.workers, look, span_s, tally)
     what = replace(ground.simulation(start, setting, seed, span_s), watch=tally, beside=watcher.decide)
     try:
-        return ground.measured(simulate(schedule, what), setting)
+        made = simulate(schedule, what)
+        watcher.report_as_child()
+        return ground.measured(made, setting)
     except Enough:
         return replace_label(best, contender)
     finally:
@@ -147,8 +149,10 @@ class _Watcher:
     async def _tried(self, stage: Stage, bus: Any, split: tuple[int, int], best: Outlook | None) -> Outlook | None:
         """What the ratio comes to; None when it has more misses than the best."""
         reader, writer = os.pipe()
+        loop = asyncio.get_running_loop()
         pid = os.fork()
         if pid == 0:
+            asyncio._set_running_loop(loop)  # asyncio asks by process whose loop it is
             os.close(reader)
             await self._play(stage, bus, split, best, writer)
         os.close(writer)
@@ -183,6 +187,11 @@ class _Watcher:
     def _report(self, outlook: Outlook | None) -> NoReturn:
         os.write(self._answer, msgspec.json.encode({"outlook": outlook}))
         os._exit(0)
+
+    def report_as_child(self) -> None:
+        """The load ended before the horizon."""
+        if os.getpid() != self._parent:
+            self._report(Outlook(self._tally.missed, 0))
 
     def end_as_child(self) -> None:
         """Nothing of a child may go back to who called the parent."""

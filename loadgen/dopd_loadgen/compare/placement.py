@@ -14,7 +14,7 @@ import numpy as np
 
 from dopd.perf.model import step_s, transfer_s
 from dopd.perf.profile import Profile
-from dopd.policy.distserve import BATCH_TOKENS, MOST_PROMPTS
+from dopd.policy.static_split import BATCH_TOKENS, MOST_PROMPTS
 from dopd.slo import Slo
 from dopd_loadgen.model import Planned
 
@@ -64,12 +64,17 @@ def sample(schedule: Sequence[Planned], seed: int = 0) -> Sample:
 def place(profile: Profile, slo: Slo, workers: int, schedule: Sequence[Planned], batch_tokens: int = 0) -> Placed:
     """The split of `workers` (2 or more) for this load; `batch_tokens` 0 searches that, too."""
     load = sample(schedule)
-    batches = (batch_tokens,) if batch_tokens else BATCHES_TOKENS
+    batch, p_rps = best_batch(profile, slo, load, (batch_tokens,) if batch_tokens else BATCHES_TOKENS)
+    d_rps = decode_rps(profile, slo, load)
+    prefill = max(range(1, workers), key=lambda n: (min(n * p_rps, (workers - n) * d_rps), n * p_rps))
+    return Placed(prefill, workers - prefill, batch, p_rps, d_rps)
+
+
+def best_batch(profile: Profile, slo: Slo, load: Sample, batches: Sequence[int]) -> tuple[int, float]:
+    """The prefill batch with which one instance sustains most, and what it sustains."""
     rates = {tokens: prefill_rps(profile, slo, load, tokens) for tokens in batches}
     best = max(rates, key=lambda tokens: (rates[tokens], -tokens))
-    p_rps, d_rps = rates[best], decode_rps(profile, slo, load)
-    prefill = max(range(1, workers), key=lambda n: (min(n * p_rps, (workers - n) * d_rps), n * p_rps))
-    return Placed(prefill, workers - prefill, best, p_rps, d_rps)
+    return best, rates[best]
 
 
 def prefill_rps(profile: Profile, slo: Slo, load: Sample, batch_tokens: int) -> float:

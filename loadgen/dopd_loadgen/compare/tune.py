@@ -13,10 +13,13 @@ from dopd.policy.aggregated import BUDGETS_TOKENS
 from dopd.slo import Slo
 from dopd_loadgen.compare.ground import attempt, simulation, slo_of
 from dopd_loadgen.compare.model import Contender, Setting
+from dopd_loadgen.compare.placement import BATCHES_TOKENS, best_batch, sample
 from dopd_loadgen.model import Planned, Run
 from dopd_loadgen.report.metrics import tpots_s, ttfts_s
 
 SEED = 0
+AHEAD_BATCHES = 2
+"""Batches of prompts at a prefill worker: the one that runs and the next."""
 _LIKELY_FIRST = (2048, 1024, 4096, 512, 8192, 256)
 """The same budgets, with those that mostly win before those that are then cut short."""
 _TYPICAL_DECODES, _TYPICAL_CONTEXT_TOKENS = 64, 64 * 1000
@@ -63,8 +66,11 @@ def chunk_beside_decodes(profile: Profile, slo: Slo) -> int:
     return next(able, BUDGETS_TOKENS[0])
 
 
-def for_setting(contender: Contender, setting: Setting) -> Contender:
-    """A static split with that chunk."""
-    chunk = chunk_beside_decodes(named(setting.config.engine.profile), slo_of(setting))
-    policy = policy_named(contender.policy.name, {"prefill_tokens": chunk})
-    return replace(contender, policy=policy)
+def tuned_split(contender: Contender, setting: Setting, schedule: Sequence[Planned]) -> Contender:
+    """A static split with that chunk, and the prefill batch with which an instance sustains most on this load."""
+    profile, slo = named(setting.config.engine.profile), slo_of(setting)
+    chunk = chunk_beside_decodes(profile, slo)
+    batch, _ = best_batch(profile, slo, sample(schedule), BATCHES_TOKENS)
+    params = {"prefill_tokens": chunk, "batch_tokens": batch, "ahead_tokens": AHEAD_BATCHES * batch}
+    policy = policy_named(contender.policy.name, params)
+    return replace(contender, policy=policy, note=f"batch_tokens={batch}")

@@ -11,12 +11,19 @@ from collections.abc import Sequence
 
 from dopd.cluster import ClusterView
 from dopd.policy.base import BudgetSpec, Dispatch, Policy, RequestView, SegmentPlan, StepLimit, StepView
-from dopd.policy.static_split import Seat, least, mean_context, placed, room_of, seats_of, take
+from dopd.policy.static_split import (
+    BATCH_TOKENS,
+    Seat,
+    least,
+    mean_context,
+    placed,
+    room_of,
+    seats_of,
+    take,
+    whole_prompts,
+)
 
 WAITING_SHARE = 0.05
-MOST_PROMPTS = 128
-"""In one prefill batch."""
-BATCH_TOKENS = 8192
 
 
 class Pull:
@@ -77,14 +84,7 @@ class WholePrompts:
         return None
 
     def limit(self, state: None, step: StepView) -> tuple[None, StepLimit]:
-        if step.prefills:
-            return None, StepLimit(gate="closed")
-        count = tokens = 0
-        for job in (job for job in step.waiting if job.ready):
-            if count == MOST_PROMPTS or (count and tokens + job.tokens > self._batch_tokens):
-                break
-            count, tokens = count + 1, tokens + job.tokens
-        return None, StepLimit(max_running=step.decodes + count) if count else StepLimit()
+        return None, whole_prompts(step, self._batch_tokens)
 
 
 DISTSERVE = Policy(

@@ -1,9 +1,11 @@
 """A fixed split, `static-3p5d`: as good as a static ratio gets, so that what a moving one wins is the ratio's.
 
-Consumes views; produces placements. Prompts go, first come first served, to the prefill worker with the least tokens to
-compute; answers to the decode worker with the least load in requests and context. When no decode worker has credit the
-prompt is computed all the same, within the KV budget, and its place to decode is found later: a first token in time is
-worth more than one that waits for room to decode, since the time per output token is a mean over the whole answer.
+Consumes views; produces placements. Prompts go, first come first served and those that are too late in any case last,
+to the prefill worker with the least tokens to compute; answers to the decode worker with the least load in requests and
+context. When no decode worker has credit the prompt is computed all the same, within the KV budget, and its place to
+decode is found later: a first token in time is worth more than one that waits for room to decode, since the time per
+output token is a mean over the whole answer.
+Engines compute whole prompts, no more at a time than saturate the GPU: more of them would all end later.
 """
 
 import re
@@ -11,8 +13,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dopd.cluster import ClusterView, WorkerView
-from dopd.policy.base import BudgetSpec, Dispatch, Placement, Policy, RequestView, SegmentPlan
+from dopd.policy.base import (
+    BudgetSpec,
+    Dispatch,
+    Placement,
+    Policy,
+    RequestView,
+    SegmentPlan,
+    StepLimit,
+    StepView,
+)
 
+BATCH_TOKENS = 8192
+MOST_PROMPTS = 128
+"""In one batch of prompts."""
 _NAME = re.compile(r"static-([1-9]\d*)p([1-9]\d*)d")
 
 
@@ -30,7 +44,13 @@ Load = Callable[[Seat], float]
 
 
 class StaticSplit:
-    """First come, first served; stateless."""
+    """First come first served among those that can still meet their TTFT target, then the others; stateless.
+
+    A prefill worker gets no more when `ahead_tokens` wait there: behind them the order could not be changed any more.
+    """
+
+    def __init__(self, ahead_tokens: float = 2 * BATCH_TOKENS, late_last: float = 1) -> None:
+        self._ahead_tokens, self._late_last = ahead_tokens, bool(late_last)
 
     def initial(self) -> None:
         return None
@@ -44,7 +64,7 @@ class StaticSplit:
         room = room_of(queue, cluster)
         mean_tokens = mean_context(cluster)
         dispatches: list[Dispatch] = []
-        for request in sorted(queue, key=lambda r: -r.priority):
+        for request in sorted(queue, key=lambda r: (-r.priority, self._late_last and late(r, now_s))):
             target = least(decode, request, lambda seat: seat.load)
             if request.kv_tokens:
                 # Only decoding is left. It waits for that alone, so whoever needs a prefill may pass it.
@@ -52,7 +72,8 @@ class StaticSplit:
                     dispatches.append(placed(request, SegmentPlan(target.worker.worker_id)))
                     take(target, 0, request.isl_tokens, mean_tokens)
                 continue
-            source = least(prefill, request, lambda seat: seat.prefill_tokens)
+            free = [seat for seat in prefill if seat.prefill_tokens < self._ahead_tokens]
+            source = least(free, request, lambda seat: seat.prefill_tokens)
             if source is None:
                 break  # nobody overtakes: a request that waits for a prefill is the next to get it
             plan = _slip(request, source, target, room)
@@ -81,7 +102,30 @@ def _slip(
     return (prefill, SegmentPlan(None if target is None else target.worker.worker_id))
 
 
+class Batches:
+    """Whole prompts up to `batch_tokens` in a step; beside decodes `prefill_tokens` of them.
+
+    There are none beside decodes unless a worker has changed its role and still has work of the old one.
+    """
+
+    def __init__(self, batch_tokens: float = BATCH_TOKENS, prefill_tokens: float = 512) -> None:
+        self._batch_tokens, self._prefill_tokens = int(batch_tokens), int(prefill_tokens)
+
+    def initial(self) -> None:
+        return None
+
+    def limit(self, state: None, step: StepView) -> tuple[None, StepLimit]:
+        if step.decodes:
+            return None, StepLimit(step.decodes + self._prefill_tokens)
+        return None, whole_prompts(step, self._batch_tokens)
+
+
 # --- parts that other policies use, too ---------------------------------------------------------------------------
+
+
+def late(request: RequestView, now_s: float) -> bool:
+    """Whether its first token will be too late in any case."""
+    return not request.kv_tokens and now_s - request.arrived_s > request.slo.ttft_s
 
 
 def seats_of(cluster: ClusterView) -> dict[str, Seat]:
@@ -122,6 +166,18 @@ def take(seat: Seat, prefill_tokens: int, context_tokens: int, mean_tokens: floa
     seat.load += 1 + context_tokens / mean_tokens
 
 
+def whole_prompts(step: StepView, batch_tokens: int) -> StepLimit:
+    """Admits, once those before are done, prompts in their order up to so many tokens, the first however long."""
+    if step.prefills:
+        return StepLimit(gate="closed")
+    count = tokens = 0
+    for job in (job for job in step.waiting if job.ready):
+        if count == MOST_PROMPTS or (count and tokens + job.tokens > batch_tokens):
+            break
+        count, tokens = count + 1, tokens + job.tokens
+    return StepLimit(max_running=step.decodes + count) if count else StepLimit()
+
+
 def placed(request: RequestView, *segments: SegmentPlan) -> Dispatch:
     """One request by itself."""
     return Dispatch((Placement(request.request_id, segments),))
@@ -138,6 +194,6 @@ def static_split(prefill: int, decode: int) -> Policy:
     return Policy(
         name=f"static-{prefill}p{decode}d",
         scheduler=StaticSplit,
-        budget=BudgetSpec("dopd.policy.simple:BesideDecodes", prefills_only=True),
+        budget=BudgetSpec("dopd.policy.static_split:Batches", prefills_only=True),
         split=(prefill, decode),
     )
