@@ -213,9 +213,11 @@ def _heard(reader: int, split: tuple[int, int]) -> Outlook | None:
 
 
 def _ended(pid: int) -> None:
-    """No zombie, and no child that goes on after its parent has given up."""
+    """No zombie, and no child that goes on after its parent has given up. A Ctrl-C that it got was meant for all."""
     os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    _, status = os.waitpid(pid, 0)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGINT:
+        raise KeyboardInterrupt
 
 
 async def _until(stage: Stage, at_s: float) -> None:
