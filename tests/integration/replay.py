@@ -10,27 +10,39 @@ import sys
 from typing import Any
 
 import structlog
+from msgspec import structs
 
 from dopd.bus import Delivery
+from dopd.config import PolicyConfig
+from dopd.policy import policy_named
 from dopd_gateway.service import Gateway
 from dopd_proto.subjects import WORKER_STATE
 from dopd_proto.telemetry import WorkerState
-from tests.house import House, run_house
+from tests.house import CONFIG, House, run_house
 
 Log = list[tuple[Any, ...]]
 
 
-def replay(seed: int, together: bool) -> Log:
+POLICIES = (
+    "simple", "aggregated", "simple", "tests.policies.dyna:DYNA", "distserve", "tests.policies.bucket:BUCKET",
+    "simple", "tests.policies.uellm:UELLM",
+)  # fmt: skip
+"""Budgets and gates of every kind: asked for each step or for those with prompts only, batches, exclusive prefills."""
+
+
+def replay(seed: int, together: bool, policy: str = "simple") -> Log:
     """Dispatches, role changes, outputs and times of one run, in this order."""
     log: Log = []
+    config = structs.replace(CONFIG, policy=PolicyConfig(name=policy))
+    flips = 0 if policy_named(policy).first_roles == "mixed" else 5
 
     async def scenario(house: House) -> None:
         await _listen(house, log)
         for gateway in house.cluster.gateways.values():
             _note_dispatches(gateway, log)
-        await asyncio.gather(house.flips(5), _leave(house), _crash(house), _stall(house))
+        await asyncio.gather(house.flips(flips), _leave(house), _crash(house), _stall(house))
 
-    house = run_house(scenario, seed, requests=24, together=together, pools_kept=False, gateways=2)
+    house = run_house(scenario, seed, requests=24, config=config, together=together, pools_kept=False, gateways=2)
     for answer in house.answers:
         # When a client leaves, what it has seen depends on how often tokens are reported; all else does not.
         seen = () if answer.left else (answer.tokens, answer.times_s, answer.ended_s)

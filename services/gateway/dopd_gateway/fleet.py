@@ -46,6 +46,7 @@ class Fleet:
     def __init__(self, gateway_id: str, incarnation: str) -> None:
         self._gateway_id, self._incarnation = gateway_id, incarnation
         self.workers: dict[str, Known] = {}
+        self._in_order: list[Known] = []
 
     def heard(self, state: WorkerState, now_s: float) -> str | None:
         """Fold a state. The incarnation that it ends, if any: its work is lost."""
@@ -54,6 +55,7 @@ class Fleet:
             return None  # overtaken by a newer one, or late words of an earlier life
         grant = self._grant(state)
         if known is None or known.state.incarnation != state.incarnation:
+            self._in_order = []
             self.workers[state.worker_id] = Known(state, grant, now_s, sent=grant.received, batches=grant.batches)
             return known.state.incarnation if known else None
         known.due = known.grant.batches
@@ -83,6 +85,7 @@ class Fleet:
         gone = [known for known in self.workers.values() if now_s - known.heard_s > known.state.lease_s]
         for known in gone:
             del self.workers[known.state.worker_id]
+            self._in_order = []
         return gone
 
     def knows(self, worker_id: str, incarnation: str) -> bool:
@@ -136,17 +139,14 @@ class Fleet:
 
     def view(self, kv_room_tokens: Mapping[str, int], knobs: Mapping[str, float]) -> ClusterView:
         """The cluster for the policy."""
-        views = [self._view(known) for _, known in sorted(self.workers.items())]
-        return ClusterView(tuple(views), kv_room_tokens, knobs)
+        if not self._in_order:
+            self._in_order = [known for _, known in sorted(self.workers.items())]
+        workers = tuple([known.view or self._view(known) for known in self._in_order])
+        return ClusterView(workers, kv_room_tokens, knobs)
 
     def _view(self, known: Known) -> WorkerView:
-        if known.view is None:
-            known.view = self._new_view(known)
-        return known.view
-
-    def _new_view(self, known: Known) -> WorkerView:
         state = known.state
-        return WorkerView(
+        known.view = WorkerView(
             worker_id=state.worker_id,
             incarnation=state.incarnation,
             role=state.role,
@@ -163,6 +163,7 @@ class Fleet:
             kv_domain=state.kv_domain,
             drained=state.drained_at_s is not None,
         )
+        return known.view
 
     def credit(self, known: Known) -> int:
         """Requests that this gateway may still send the worker."""

@@ -61,7 +61,8 @@ class RouteTable(Generic[S]):
 
     def __init__(self) -> None:
         self._exact: dict[str, list[S]] = {}
-        self._wild: list[S] = []
+        # By pattern as well: many listen to the same, and each pattern is held against a subject once.
+        self._wild: dict[str, list[S]] = {}
         self._numbers: dict[int, int] = {}
         self._next_number = itertools.count()
         self._cache: dict[str, Route[S]] = {}
@@ -73,26 +74,28 @@ class RouteTable(Generic[S]):
         if id(receiver) in self._numbers:
             return
         self._numbers[id(receiver)] = next(self._next_number)
-        if has_wildcard(receiver.pattern):
-            self._wild.append(receiver)
-            self._cache.clear()
-        else:
-            self._exact.setdefault(receiver.pattern, []).append(receiver)
-            self._cache.pop(receiver.pattern, None)
+        self._table(receiver).setdefault(receiver.pattern, []).append(receiver)
+        self._forget(receiver)
 
     def remove(self, receiver: S) -> None:
         """Nothing happens when it is not there."""
         if self._numbers.pop(id(receiver), None) is None:
             return
+        table = self._table(receiver)
+        table[receiver.pattern].remove(receiver)
+        if not table[receiver.pattern]:
+            del table[receiver.pattern]
+        self._forget(receiver)
+
+    def _table(self, receiver: S) -> dict[str, list[S]]:
+        return self._wild if has_wildcard(receiver.pattern) else self._exact
+
+    def _forget(self, receiver: S) -> None:
+        """Routes that are not true any more."""
         if has_wildcard(receiver.pattern):
-            self._wild.remove(receiver)
             self._cache.clear()
-            return
-        left = self._exact[receiver.pattern]
-        left.remove(receiver)
-        if not left:
-            del self._exact[receiver.pattern]
-        self._cache.pop(receiver.pattern, None)
+        else:
+            self._cache.pop(receiver.pattern, None)
 
     def route(self, subject: str) -> Route[S]:
         found = self._cache.get(subject)
@@ -104,10 +107,13 @@ class RouteTable(Generic[S]):
         return found
 
     def _build(self, subject: str) -> Route[S]:
-        exact = self._exact.get(subject, [])
+        found = list(self._exact.get(subject, ()))
         # Inboxes come and go with each request; patterns on them do not exist, so spare them the search.
-        wild = [] if subject.startswith("_INBOX.") else [r for r in self._wild if matches(r.pattern, subject)]
-        found = sorted([*exact, *wild], key=lambda receiver: self._numbers[id(receiver)])
+        if not subject.startswith("_INBOX."):
+            for pattern, receivers in self._wild.items():
+                if matches(pattern, subject):
+                    found += receivers
+        found.sort(key=lambda receiver: self._numbers[id(receiver)])
         groups: dict[str, list[S]] = {}
         for receiver in found:
             if receiver.queue:

@@ -30,7 +30,8 @@ class Outbox:
     def flush(self) -> None:
         """Send what was added, one message per gateway."""
         runs, self._runs = self._runs, defaultdict(list)
-        for gateway_id, batch in runs.items():
+        # Sorted, so that who hears first does not hang on whose request is first in the step.
+        for gateway_id, batch in sorted(runs.items()):
             account = self._accounts.get(gateway_id)
             if account is None:  # the gateway's lease has lapsed; nobody reads this
                 continue
