@@ -17,6 +17,7 @@ COMMANDS = {
     "roles": ("dopd_planner.roles_cli:main", "show, set, pin and unpin workers' roles"),
     "profile": ("dopd_loadgen.profiling.command:main", "measure an engine's step times; check its emulation by them"),
     "compare": ("dopd_loadgen.compare.command:main", "compare policies on the same arrivals in virtual time"),
+    "forecast": ("dopd_loadgen.forecasting.command:main", "back-test the forecaster's models on a trace"),
     "config": ("dopd.cli:config", "print the resolved configuration"),
     "clean": ("dopd.supervisor.down:clean", "remove the state that `dopd up` keeps between runs"),
 }

@@ -14,9 +14,9 @@ DEFAULT_POOL = ("last", "mean-50", "ewma", "ses", "kalman", "block-ses")
 HALF_LIFE_BINS = 100
 MARGIN = 0.03
 """A model takes over when its loss is smaller by this, so that equals do not alternate."""
-PRIOR_BINS = 30
-"""The expected losses below count as so many bins times the horizon: horizons overlap and repeat each other, so
-evidence comes that much slower."""
+PRIOR_BINS, PRIOR_MOST_HORIZON = 30, 6
+"""The expected losses below count as 30 bins times the horizon in bins, up to 6: horizons overlap and repeat each
+other, so evidence comes that much slower. Beyond, an hour would not be enough to learn anything."""
 RESIDUALS = 100
 LEAST = 20
 """With fewer residuals than this the tails are drawn out (see `quantiles`)."""
@@ -107,7 +107,7 @@ def _choose(track: Track) -> None:
     unit = min(track.loss.values()) / track.bins
     if unit <= 0:  # one is perfect, or nothing comes at all: count in the middle's loss
         unit = sorted(track.loss.values())[len(track.loss) // 2] / track.bins
-    weight = PRIOR_BINS * track.horizon_bins * unit
+    weight = PRIOR_BINS * min(track.horizon_bins, PRIOR_MOST_HORIZON) * unit
     scores = {model: loss + weight * _prior(model, track.horizon_bins) for model, loss in track.loss.items()}
     best = min(scores, key=lambda model: scores[model])
     if scores[best] < (1 - MARGIN) * scores[track.chosen]:

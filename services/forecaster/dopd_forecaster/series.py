@@ -1,58 +1,27 @@
-"""From windows that gateways count to series that can be forecast. Pure; the caller brings the clock.
+"""Counts per bin as series that can be forecast. Pure.
 
-Consumes `ArrivalWindow`s and `OutcomeWindow`s in any order; produces, per closed bin of `bin_s`, one value and one
-weight for each name of `SERIES`, summed over gateways. A bin without requests is a zero, a bin that no gateway told of
+Consumes the windows of gateways by way of `Bins`, and the profiles that turn lengths into work; produces, per closed
+bin, one value and one weight for each name of `SERIES`. A bin without requests is a zero, a bin that no gateway told of
 is unknown (NaN): the first is news, the second is none.
 """
 
 import math
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from dopd.perf.profile import Profile
+from dopd_forecaster.bins import KEEP_BINS, Bins, Counts
 from dopd_proto.telemetry import ArrivalWindow, OutcomeWindow
 
 FLOWS = ("requests_per_s", "prefill_work", "decode_work")
 MEANS = ("isl_tokens_mean", "isl_square_mean", "osl_tokens_mean", "short_share")
 SERIES = FLOWS + MEANS
 """Work is seconds of engine time per second: the engines that would be busy. Means are over requests."""
-KEEP_BINS = 600
-GAP_BINS = 30
-"""After so many unknown bins in a row what was known before says nothing any more."""
-LIVE_WINDOWS = 3
-"""A gateway silent for longer than this many of its windows is gone."""
 LENGTH_HALF_LIFE_BINS = 12
-EPSILON_S = 1e-6
-SLACK_SHARE = 0.05
-"""Of a bin: timers fire a little early or late, and windows end with them."""
-
-COUNTS = ("requests", "isl", "isl_square", "osl_limit", "short", "completed", "made", "made_context")
-Counts = dict[str, float]
 
 
 @dataclass(slots=True)
-class Part:
-    """What one gateway counted in one bin, and which share of the bin it covered. `carried`: not heard but assumed."""
-
-    share: float = 0.0
-    counts: Counts = field(default_factory=lambda: dict.fromkeys(COUNTS, 0.0))
-    carried: bool = False
-
-
-@dataclass(slots=True)
-class Source:
-    """One gateway: its present life, when that began, how far its windows reach, when it was last heard."""
-
-    incarnation: str
-    since_s: float
-    until_s: float
-    heard_s: float
-    span_s: float
-
-
-@dataclass(slots=True)
-class Decode:
+class Lengths:
     """Running sums for the decode work of a request, old ones fading."""
 
     made: float = 0.0
@@ -66,104 +35,45 @@ class Series:
     """The series so far. `prefill` and `decode` turn lengths into work."""
 
     def __init__(self, bin_s: float, prefill: Profile, decode: Profile, short_tokens: int = 128) -> None:
-        self.bin_s, self.short_tokens = bin_s, short_tokens
-        self._prefill, self._decode_profile = prefill, decode
-        self._parts: dict[int, dict[str, Part]] = {}
-        self._sources: dict[str, Source] = {}
-        self._taken: dict[tuple[str, str, str], deque[tuple[float, float]]] = {}
-        self._decode = Decode()
+        self.bin_s = bin_s
+        self._prefill, self._decode = prefill, decode
+        self._bins = Bins(bin_s, short_tokens)
+        self._lengths = Lengths()
         self._values: dict[str, deque[tuple[float, float]]] = {name: deque(maxlen=KEEP_BINS) for name in SERIES}
-        self.next_bin: int | None = None
-        self.osl_from_limit = False
 
-    # --- what is heard ------------------------------------------------------------------------------------------
+    @property
+    def next_bin(self) -> int | None:
+        """The first bin that is open."""
+        return self._bins.next_bin
 
     def add_arrivals(self, window: ArrivalWindow, now_s: float) -> str:
-        """Take a window in. Returns why not (see `_refusal`), "" when it was taken."""
-        counted = (window.requests, window.isl_tokens_sum, window.isl_tokens_square_sum, window.osl_tokens_limit_sum)
-        if reason := self._refusal(window, "arrivals", counted, now_s):
-            return reason
-        source = self._sources.get(window.gateway_id)
-        if source is None or window.end_s > source.until_s:
-            same = source is not None and source.incarnation == window.incarnation
-            since_s = source.since_s if source is not None and same else window.start_s
-            span_s = window.end_s - window.start_s
-            self._sources[window.gateway_id] = Source(window.incarnation, since_s, window.end_s, now_s, span_s)
-        short = below(window.isl_tokens_histogram, self.short_tokens)
-        self._spread(window, dict(zip(COUNTS, (*counted, short), strict=False)), covers=True)
-        return ""
+        """Take a window in. Returns why not (`Bins._refusal`), "" when it was taken."""
+        reason = self._bins.add_arrivals(window, now_s)
+        self._amend()
+        return reason
 
     def add_outcomes(self, window: OutcomeWindow, now_s: float) -> str:
-        """As `add_arrivals`; they say nothing about which gateways there are."""
-        counted = (window.completed, window.made_tokens, window.made_context_tokens)
-        if reason := self._refusal(window, "outcomes", counted, now_s):
-            return reason
-        self._spread(window, dict(zip(COUNTS[5:], counted, strict=True)), covers=False)
-        return ""
-
-    def _refusal(self, window: ArrivalWindow | OutcomeWindow, kind: str, counted: Sequence[float], now_s: float) -> str:
-        """not_finite, negative, empty; future (a clock was set wrong), old (its bins are forgotten), or duplicate
-        (this life of the gateway told of that time before)."""
-        start_s, end_s = window.start_s, window.end_s
-        if not (math.isfinite(start_s) and math.isfinite(end_s)):
-            return "not_finite"
-        if min(counted) < 0:
-            return "negative"
-        if end_s <= start_s:
-            return "empty"
-        if end_s > now_s + self.bin_s:
-            return "future"
-        if start_s < now_s - KEEP_BINS * self.bin_s:
-            return "old"
-        key = (kind, window.gateway_id, window.incarnation)
-        if any(start_s < end - EPSILON_S and end_s > start + EPSILON_S for start, end in self._taken.get(key, ())):
-            return "duplicate"
-        self._taken.setdefault(key, deque(maxlen=KEEP_BINS)).append((start_s, end_s))
-        return ""
-
-    def _spread(self, window: ArrivalWindow | OutcomeWindow, counts: Counts, covers: bool) -> None:
-        """Over the bins that the window touches, by overlap. A late one changes bins that are closed."""
-        span_s = window.end_s - window.start_s
-        first = math.floor((window.start_s + EPSILON_S) / self.bin_s)
-        last = math.ceil((window.end_s - EPSILON_S) / self.bin_s)
-        if self.next_bin is None:
-            self.next_bin = first
-        for number in range(max(first, self.next_bin - KEEP_BINS), last):
-            overlap_s = min(window.end_s, (number + 1) * self.bin_s) - max(window.start_s, number * self.bin_s)
-            parts = self._parts.setdefault(number, {})
-            part = parts.get(window.gateway_id)
-            if part is None or (part.carried and covers):
-                part = parts[window.gateway_id] = Part()
-            part.share += overlap_s / self.bin_s if covers else 0.0
-            for name, value in counts.items():
-                part.counts[name] += value * overlap_s / span_s
-            if number < self.next_bin:
-                self._amend(number)
-
-    # --- what is closed -----------------------------------------------------------------------------------------
+        """As `add_arrivals`."""
+        reason = self._bins.add_outcomes(window, now_s)
+        self._amend()
+        return reason
 
     def close(self, now_s: float) -> list[int]:
         """Close the bins that every gateway has told of, and those that are overdue; returns their numbers."""
-        self._sources = {
-            gateway_id: source
-            for gateway_id, source in self._sources.items()
-            if now_s - source.heard_s <= LIVE_WINDOWS * max(source.span_s, self.bin_s)
-        }
         closed: list[int] = []
-        reach_s = max((source.until_s for source in self._sources.values()), default=-math.inf)
-        while self.next_bin is not None and reach_s >= (self.next_bin + 1 - SLACK_SHARE) * self.bin_s:
-            end_s = (self.next_bin + 1) * self.bin_s
-            told = all(source.until_s >= end_s - SLACK_SHARE * self.bin_s for source in self._sources.values())
-            if not told and now_s < end_s + self.bin_s / 2:
-                break
-            if not self._parts.get(self.next_bin) and self._gap():
-                continue
-            self._carry(self.next_bin)
-            self._append(self.next_bin)
-            closed.append(self.next_bin)
-            self.next_bin += 1
-            self._forget()
-        return closed
+        while True:
+            if self._bins.skip_gap():
+                self._lengths = Lengths()
+                for kept in self._values.values():
+                    kept.clear()
+            number = self._bins.close(now_s)
+            if number is None:
+                return closed
+            sums, share = self._bins.sums(number)
+            self._fade(sums)
+            for name, pair in self._row(sums, share).items():
+                self._values[name].append(pair)
+            closed.append(number)
 
     def values(self, name: str) -> list[float]:
         """Per closed bin, oldest first; NaN where it is unknown, and for a mean without requests."""
@@ -182,47 +92,19 @@ class Series:
         weight = sum(weight for _, weight in some)
         return (sum(v * w for v, w in some if w) / weight, weight) if weight else (math.nan, 0.0)
 
-    def _gap(self) -> bool:
-        """Whether so much is unknown from the next bin on that everything starts anew at the next known one."""
-        assert self.next_bin is not None
-        known = min((number for number in self._parts if number > self.next_bin), default=self.next_bin)
-        if known - self.next_bin < GAP_BINS:
-            return False
-        for kept in self._values.values():
-            kept.clear()
-        self._decode = Decode()
-        self.next_bin = known
-        return True
+    # --- values -------------------------------------------------------------------------------------------------
 
-    def _carry(self, number: int) -> None:
-        """For a gateway that is there and has not told of this bin, assume its bin before: a lost or late window is
-        no drop of the load. A gateway that came during the bin, or is gone, counts as it told."""
-        parts = self._parts.setdefault(number, {})
-        for gateway_id, source in self._sources.items():
-            before = self._parts.get(number - 1, {}).get(gateway_id)
-            heard = gateway_id in parts and parts[gateway_id].share >= 0.5
-            if not heard and before is not None and source.since_s < number * self.bin_s:
-                parts[gateway_id] = Part(before.share, dict(before.counts), carried=True)
+    def _amend(self) -> None:
+        for number in self._bins.amended():
+            assert self.next_bin is not None, "an amended bin is closed"
+            at = len(self._values[SERIES[0]]) - (self.next_bin - number)
+            if at >= 0:
+                for name, pair in self._row(*self._bins.sums(number)).items():
+                    self._values[name][at] = pair
 
-    def _append(self, number: int) -> None:
-        for name, pair in self._row(number, fade=True).items():
-            self._values[name].append(pair)
-
-    def _amend(self, number: int) -> None:
-        assert self.next_bin is not None
-        at = len(self._values[SERIES[0]]) - (self.next_bin - number)
-        if at >= 0:
-            for name, pair in self._row(number, fade=False).items():
-                self._values[name][at] = pair
-
-    def _row(self, number: int, fade: bool) -> dict[str, tuple[float, float]]:
-        """Value and weight of every series in this bin. `fade`: it is the newest, so what requests decode goes on."""
-        parts = self._parts.get(number, {}).values()
-        share = max((part.share for part in parts), default=0.0)
-        sums = {name: sum(part.counts[name] for part in parts) for name in COUNTS}
-        if fade:
-            self._fade(sums)
-        if share < 0.5:  # too little of it was seen by anyone
+    def _row(self, sums: Counts, share: float) -> dict[str, tuple[float, float]]:
+        """Value and weight of every series. A bin of which half or more was seen counts for the whole."""
+        if share < 0.5:
             return dict.fromkeys(SERIES, (math.nan, 0.0))
         span_s, requests, completed = min(1.0, share) * self.bin_s, sums["requests"], sums["completed"]
         prefill_s = (
@@ -240,11 +122,17 @@ class Series:
             "short_share": _mean(sums["short"], requests),
         }
 
+    # --- output lengths, known late -----------------------------------------------------------------------------
+
     def _fade(self, sums: Counts) -> None:
-        kept, d = 0.5 ** (1 / LENGTH_HALF_LIFE_BINS), self._decode
-        d.made, d.context = kept * d.made + sums["made"], kept * d.context + sums["made_context"]
-        d.completed = kept * d.completed + sums["completed"]
-        d.limit, d.requests = kept * d.limit + sums["osl_limit"], kept * d.requests + sums["requests"]
+        kept, so_far = 0.5 ** (1 / LENGTH_HALF_LIFE_BINS), self._lengths
+        self._lengths = Lengths(
+            made=kept * so_far.made + sums["made"],
+            context=kept * so_far.context + sums["made_context"],
+            completed=kept * so_far.completed + sums["completed"],
+            limit=kept * so_far.limit + sums["osl_limit"],
+            requests=kept * so_far.requests + sums["requests"],
+        )
 
     def decode_s(self) -> float:
         """Marginal decode seconds of a request: per token, and per token of its context at that token.
@@ -253,39 +141,20 @@ class Series:
         over requests completed is free of that bias in steady state, and with a constant chance to end per token it is
         the maximum-likelihood estimate under right-censoring. Until something has completed, `max_tokens` stands in.
         """
-        d, profile = self._decode, self._decode_profile
-        limit = d.limit / d.requests if d.requests else 0.0
-        self.osl_from_limit = d.completed < 0.5
-        tokens = limit if self.osl_from_limit else d.made / d.completed
+        sums, limit = self._lengths, self.osl_limit()
+        tokens = limit if self.osl_from_limit else sums.made / sums.completed
         tokens = min(tokens, limit) if limit else tokens
-        context = tokens * (d.context / d.made if d.made else 0.0)
-        return profile.decode_request_s * tokens + profile.decode_context_s * context
+        context = tokens * (sums.context / sums.made if sums.made else 0.0)
+        return self._decode.decode_request_s * tokens + self._decode.decode_context_s * context
+
+    @property
+    def osl_from_limit(self) -> bool:
+        """Nothing has completed of late."""
+        return self._lengths.completed < 0.5
 
     def osl_limit(self) -> float:
-        """Mean `max_tokens` of late."""
-        return self._decode.limit / self._decode.requests if self._decode.requests else 0.0
-
-    def _forget(self) -> None:
-        assert self.next_bin is not None
-        self._parts.pop(self.next_bin - KEEP_BINS, None)
-        lives = {(gateway_id, source.incarnation) for gateway_id, source in self._sources.items()}
-        self._taken = {
-            key: spans
-            for key, spans in self._taken.items()
-            if key[1:] in lives or spans[-1][1] > (self.next_bin - GAP_BINS) * self.bin_s
-        }
-
-
-def below(histogram: Sequence[int], tokens: int) -> float:
-    """Requests shorter than `tokens` by a histogram of bit lengths: place b counts 2^(b-1) <= n < 2^b. Within a place
-    lengths are taken as evenly spread, so a power of two is exact."""
-    if tokens <= 0:
-        return 0.0
-    place = (tokens - 1).bit_length()
-    low = 1 << (place - 1) if place else 0
-    inside = (tokens - low) / low if low else 1.0
-    part = histogram[place] * inside if place < len(histogram) else 0.0
-    return sum(histogram[:place]) + part
+        """Mean `max_tokens` of late; 0 when it is not known."""
+        return self._lengths.limit / self._lengths.requests if self._lengths.requests else 0.0
 
 
 def _mean(total: float, count: float) -> tuple[float, float]:

@@ -1,0 +1,1 @@
+"""How well the forecaster's models do on a trace: `dopd forecast`."""
