@@ -12,7 +12,7 @@ from dopd.policy import policy_named
 from dopd_loadgen.compare.campaign import Campaign, telling_rate
 from dopd_loadgen.compare.model import Contender, Setting
 from dopd_loadgen.compare.result import Comparison, Wanted, encoded
-from dopd_loadgen.compare.tasks import Limit, Measure, Task, Tune
+from dopd_loadgen.compare.tasks import Limit, Measure, Scout, Task, Tune
 from dopd_loadgen.workload import WorkloadSpec
 from tests.compare_runs import bound, comparison, load, row
 
@@ -26,10 +26,11 @@ def performed(task: Task) -> Any:
         )
     if isinstance(task, Limit):
         return load(task.spec.rate_scale, task.spec.seed), bound(task.spec.rate_scale, task.spec.seed)
-    assert isinstance(task, Measure)
     case = task.case
     assert (task.spec.rate_scale, task.spec.seed) == (case.rate_scale, case.seed), "the load is the case's"
     share = 1 / (1 + (case.rate_scale / KNEES[case.policy] / (1 + 0.02 * case.seed % 1)) ** 6)
+    if isinstance(task, Scout):
+        return share
     return row(case.policy, case.rate_scale, case.seed, share * 10 * case.rate_scale, attainment=share), None
 
 

@@ -13,7 +13,7 @@ from dopd_loadgen.compare import rates as rated
 from dopd_loadgen.compare.crew import Work
 from dopd_loadgen.compare.model import Contender, Row, Setting
 from dopd_loadgen.compare.result import BoundRow, Comparison, Detail, Found, LoadRow, Prepared, Wanted
-from dopd_loadgen.compare.tasks import Case, Ground, Limit, Measure, Task, Tune, spec_for
+from dopd_loadgen.compare.tasks import Case, Ground, Limit, Measure, Scout, Task, Tune, spec_for
 from dopd_loadgen.workload import WorkloadSpec
 
 Tell = Callable[[str, int, int], None]
@@ -103,10 +103,11 @@ class Campaign:
             cases = [Case(g, name, rate, seed) for g, rate in next_rates.items() if rate is not None for name in names]
             if not cases:
                 return {ground: self.scouted[ground] for ground in grounds}
-            tasks = [self._task(case, ready[case.ground, case.policy]) for case in cases]
-            for number, (row, _) in self._done(tasks, "scouting rates"):
+            tasks = [self._scout_task(case, ready[case.ground, case.policy]) for case in cases]
+            tried = ", ".join(f"{rate:g}" for rate in sorted({case.rate_scale for case in cases}))
+            for number, attainment in self._done(tasks, f"scouting rate {tried}"):
                 case = cases[number]
-                self.scouted[case.ground][case.policy][case.rate_scale] = row.attainment
+                self.scouted[case.ground][case.policy][case.rate_scale] = attainment
 
     def _tune(self) -> None:
         wanted = [(ground, name, self.tuned_at[ground]) for ground in self.grounds for name in self.wanted.policies]
@@ -194,6 +195,10 @@ class Campaign:
     def _task(self, case: Case, contender: Contender, detailed: bool = False) -> Measure:
         setting = self.settings[case.ground.profile]
         return Measure(case, contender, setting, self._spec(case.ground, case.rate_scale, case.seed), detailed)
+
+    def _scout_task(self, case: Case, contender: Contender) -> Scout:
+        setting = self.settings[case.ground.profile]
+        return Scout(case, contender, setting, self._spec(case.ground, case.rate_scale, case.seed))
 
     def _spec(self, ground: Ground, rate_scale: float, seed: int) -> WorkloadSpec:
         return spec_for(self.specs[ground.trace], self.settings[ground.profile], rate_scale, seed)

@@ -29,7 +29,7 @@ def page(comparison: Comparison, pictures: dict[tuple[str, str], list[Picture]])
 
 def _ground(comparison: Comparison, trace: str, profile: str, pictures: list[Picture]) -> Iterator[str]:
     yield f"<h2>{escape(wording.title(trace, profile))}</h2>"
-    yield numbers(wording.header(comparison), _lines(comparison, trace, profile), "")
+    yield f'<div class="dense">{numbers(wording.header(comparison), _lines(comparison, trace, profile), "")}</div>'
     if found := largest(comparison, trace, profile):
         yield "<h3>Largest rate that attains a target</h3>"
         yield numbers(wording.LARGEST_HEADER, (row(wording.largest_cells(one)) for one in found), "")

@@ -61,6 +61,7 @@ def _against_rate(
     share = which == "attainment"
     key, scale = ("attainment", 100.0) if share else ("goodput_rps", 1.0)
     figure, (axes,) = canvas(1, height_in=3.3)
+    shaded = len({row.seed for row in rows}) > 1
     for number, policy in enumerate(comparison.config.policies):
         points = [(s, one) for s in by_rate for one in s.lines if one.policy == policy]
         if not points:
@@ -72,7 +73,7 @@ def _against_rate(
             [getattr(row, key) for row in rows if (row.policy, row.rate_scale) == (policy, step.rate_scale)]
             for step, _ in points
         ]
-        if any(len(values) > 1 for values in seeds):
+        if shaded:
             low, high = ([end(values) * scale for values in seeds] for end in (min, max))
             axes.fill_between(x, low, high, color=colour(number), alpha=0.15, linewidth=0)
     bound = [(step.offered_rps, step.bound[key] * scale) for step in by_rate if step.bound is not None]
@@ -85,7 +86,9 @@ def _against_rate(
     legend(figure)
     said = "Attainment" if share else "Goodput"
     alt = f"{said} of each policy against the offered load, and the bound: {ground}."
-    return Picture(f"{name}-{which}", f"{said} against rate", alt, figure)
+    return Picture(
+        f"{name}-{which}", f"{said} against rate" + (", with its spread over seeds" if shaded else ""), alt, figure
+    )
 
 
 def _cdf(
@@ -135,7 +138,7 @@ def _timeline(one: Detail, number: int, name: str) -> Picture:
     figure.align_ylabels()
     legend(figure)
     alt = f"Load, workers per role, queued prompt tokens and decoding requests over time of {one.policy}."
-    return Picture(f"{name}-timeline-{number}", f"{one.policy} at rate {one.rate_scale:g}", alt, figure)
+    return Picture(f"{name}-timeline-{number}", f"{one.policy} over time at rate {one.rate_scale:g}", alt, figure)
 
 
 def _draw_load(axes: Axes, one: Detail) -> None:

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from dopd.obs.log import warnings_only
 from dopd.perf.profile import named
-from dopd_loadgen.compare import bound, contenders, rows
+from dopd_loadgen.compare import bound, contenders, ground, rows
 from dopd_loadgen.compare.model import Contender, Row, Setting
 from dopd_loadgen.compare.result import BoundRow, Detail, LoadRow
 from dopd_loadgen.workload import Schedule, WorkloadSpec, plan
@@ -55,6 +55,16 @@ class Measure:
 
 
 @dataclass(frozen=True, slots=True)
+class Scout:
+    """Run a contender that no row is made of. Gives its attainment, or `GIVEN_UP` where it is no more than that."""
+
+    case: Case
+    contender: Contender
+    setting: Setting
+    spec: WorkloadSpec
+
+
+@dataclass(frozen=True, slots=True)
 class Limit:
     """Describe a load and bound what can be had from it. Gives a `LoadRow` and a `BoundRow`."""
 
@@ -63,10 +73,11 @@ class Limit:
     spec: WorkloadSpec
 
 
-Task = Tune | Measure | Limit
+Task = Tune | Measure | Scout | Limit
+GIVEN_UP = 0.25
 
 
-def perform(task: Task) -> Contender | tuple[Row, Detail | None] | tuple[LoadRow, BoundRow]:
+def perform(task: Task) -> Contender | tuple[Row, Detail | None] | float | tuple[LoadRow, BoundRow]:
     """Do it. Raises LoadError or ConfigError."""
     with warnings_only():
         schedule = _planned(task.spec)
@@ -74,6 +85,8 @@ def perform(task: Task) -> Contender | tuple[Row, Detail | None] | tuple[LoadRow
             return contenders.prepare(task.policy, task.setting, schedule)
         if isinstance(task, Measure):
             return _measured(task, schedule)
+        if isinstance(task, Scout):
+            return _scouted(task, schedule)
         return _load_row(task, schedule), _bound_row(task, schedule)
 
 
@@ -100,6 +113,17 @@ def _measured(task: Measure, schedule: Schedule) -> tuple[Row, Detail | None]:
     run = contenders.run(task.contender, task.setting, schedule, case.seed, schedule.span_s)
     row = rows.row(run, task.contender, task.setting, case.ground.trace, case.rate_scale, case.seed)
     return row, rows.detail(run, row, task.setting) if task.detailed else None
+
+
+def _scouted(task: Scout, schedule: Schedule) -> float:
+    """An overload is broken off once its misses are enough: what waits would be worked off for nothing."""
+    start_s, end_s = ground.window_of(task.setting, schedule.span_s)
+    due = sum(start_s <= one.at_s <= end_s for one in schedule)
+    if not due:
+        return 0.0
+    what = ground.simulation(task.contender, task.setting, task.case.seed, schedule.span_s)
+    tried = ground.attempt(what, schedule, task.setting, limit=due * (1 - GIVEN_UP))
+    return GIVEN_UP if tried is None else 1 - tried[0] / due
 
 
 def _load_row(task: Limit, schedule: Schedule) -> LoadRow:

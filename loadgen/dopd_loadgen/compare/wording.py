@@ -63,6 +63,8 @@ def versus(difference: Difference | None) -> str:
     """A difference in requests per second, and with two seeds or more how sure it is."""
     if difference is None:
         return ""
+    if difference.mean == 0 and difference.low == difference.high:
+        return "same"
     if difference.low is None or difference.high is None:
         return f"{difference.mean:+.3g}"
     claim = {1: " better", -1: " worse", 0: ""}[difference.claim]

@@ -43,6 +43,7 @@ caption { caption-side: bottom; padding-top: .5rem }
 th, td { padding: .3rem .75rem .3rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top }
 table.numbers td, table.numbers thead th { text-align: right; white-space: nowrap; overflow-wrap: normal }
 table.numbers th:first-child { text-align: left; white-space: nowrap }
+.dense table { font-size: .8125rem } .dense th, .dense td { padding: .2rem .5rem .2rem 0 }
 tr.best td { font-weight: 650 }
 tr.limit td, tr.limit th { color: var(--soft); font-style: italic }
 table.numbers tr.section th { padding-top: 1rem; white-space: normal }
