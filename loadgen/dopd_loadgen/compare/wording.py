@@ -200,7 +200,9 @@ def number(value: float | None, scale: float = 1.0, digits: int = 3) -> str:
     if value is None:
         return "-"
     value *= scale
-    return f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
+    if not value:
+        return "0"
+    return f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:#.{digits}g}"
 
 
 def grounds(comparison: Comparison) -> Sequence[tuple[str, str]]:
