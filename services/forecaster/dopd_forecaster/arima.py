@@ -47,14 +47,16 @@ def fit(history: Sequence[float], out_of_time: Callable[[], bool] = lambda: Fals
     seen = [value for value in history if math.isfinite(value)][-WINDOW:]
     if len(seen) < LEAST:
         return SMOOTHING
-    scale = sum(map(abs, seen)) / len(seen)
-    if max(seen) - min(seen) <= 1e-9 * scale:
+    centre = sum(seen) / len(seen)
+    scale = math.sqrt(sum((value - centre) ** 2 for value in seen) / len(seen))
+    if scale <= 1e-9 * abs(centre):
         return Arma(difference=1, reason="constant")
+    plain = [(value - centre) / scale for value in seen]  # the optimiser gives up on values far from 0 and 1
     best, best_score, late = Arma(difference=1, ma=(-0.7,), reason="no_fit"), math.inf, False
     for order in ORDERS:
         if late := out_of_time():
             break
-        tried = _one([value / scale for value in seen], order)
+        tried = _one(plain, order)
         if tried is None:
             continue
         found, aic = tried
@@ -62,7 +64,8 @@ def fit(history: Sequence[float], out_of_time: Callable[[], bool] = lambda: Fals
         if score < best_score:
             best, best_score = found, score
     reason = "out_of_time" if late and not best.reason else best.reason
-    return Arma(best.difference, best.mean * scale, best.ar, best.ma, reason)
+    mean = 0.0 if best.difference else centre + scale * best.mean
+    return Arma(best.difference, mean, best.ar, best.ma, reason)
 
 
 def _one(seen: Sequence[float], order: tuple[int, int, int]) -> tuple[Arma, float] | None:
