@@ -54,7 +54,8 @@ def parser() -> ArgumentParser:
 def run(args: Namespace) -> int:
     """Compare. Raises LoadError and ConfigError for what cannot be."""
     checked = named(args.checked)
-    with chosen(args) as choice, asyncio.Runner(loop_factory=loop_of(real=choice.real)) as runner:
+    choice = chosen(args)
+    with asyncio.Runner(loop_factory=loop_of(real=choice.real)) as runner:
         subject = runner.run(choice.start())
         try:
             spec = _spec(args, subject.limits, checked)

@@ -3,10 +3,7 @@
 The flags are the same for measuring and for checking.
 """
 
-import tempfile
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from dopd.config import EngineConfig, real_engine
 from dopd.errors import ConfigError
 from dopd.perf.profile import Profile, named
 from dopd.runtime.main import add_config_argument
+from dopd.supervisor.model import TINY
 from dopd_loadgen.arguments import count
 from dopd_loadgen.profiling.subject import Subject, sim_subject, vllm_subject
 
@@ -63,29 +61,25 @@ def add_engine(parser: ArgumentParser, with_workload: bool = False) -> None:
     parser.set_defaults(real_only=real_only)
 
 
-@contextmanager
-def chosen(args: Namespace) -> Iterator[Choice]:
-    """What `add_engine` read. A model that none was named for is made, and lives as long. Raises ConfigError."""
-    config = _engine_config(args)
-    if not real_engine(config):
+def chosen(args: Namespace) -> Choice:
+    """What `add_engine` read; where no model was named, the one that `dopd up` makes. Raises ConfigError."""
+    config = configs.load(args.config)
+    engine = _with_flags(config.engine, args)
+    if not real_engine(engine):
         if given := [name for name in args.real_only if getattr(args, name) is not None]:
             flag = f"--{given[0].replace('_', '-')}"
             raise ConfigError("command line", flag, "is for a real engine; what an emulated one has is in its profile")
-        yield Choice(config, named(config.profile), "")
-        return
+        return Choice(engine, named(engine.profile), "")
     if args.profile is not None:
         raise ConfigError("command line", "--profile", "is what an emulated engine emulates; add --engine sim")
-    if config.model:
-        yield Choice(config, None, config.model)
-        return
+    if engine.model:
+        return Choice(engine, None, engine.model)
     from dopd.engine.vllm.tiny_model import ensure_tiny_model
 
-    with tempfile.TemporaryDirectory(prefix="dopd-model-") as folder:
-        yield Choice(config, None, str(ensure_tiny_model(Path(folder) / "tiny-llama")))
+    return Choice(engine, None, str(ensure_tiny_model(Path(config.cluster.state_dir, "models", TINY).absolute())))
 
 
-def _engine_config(args: Namespace) -> EngineConfig:
-    engine = configs.load(args.config).engine
+def _with_flags(engine: EngineConfig, args: Namespace) -> EngineConfig:
     names = {"kind": "engine", "profile": "profile", "model": "model"}
     names |= {name: name for name in ("max_running", "max_step_tokens", "max_model_len", "kv_cache_mb")}
     given: dict[str, Any] = {key: value for key, flag in names.items() if (value := getattr(args, flag)) is not None}

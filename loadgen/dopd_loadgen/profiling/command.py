@@ -66,8 +66,7 @@ def _run(args: Namespace) -> int:
         raise LoadError("--output", f"{args.output} is no .csv, and a profile file is told by that")
     if not args.output.parent.is_dir():
         raise LoadError("--output", f"there is no folder {args.output.parent}")
-    with chosen(args) as choice:
-        file = _measured(choice, args)
+    file = _measured(chosen(args), args)
     profile = fit(file)
     part = args.output.with_name(f".{args.output.name}.part")
     try:
