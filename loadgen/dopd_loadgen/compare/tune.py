@@ -18,8 +18,8 @@ from dopd_loadgen.model import Planned, Run
 from dopd_loadgen.report.metrics import tpots_s, ttfts_s
 
 SEED = 0
-AHEAD_BATCHES = 2
-"""Batches of prompts at a prefill worker: the one that runs and the next."""
+AHEAD_BATCHES = 3
+"""Batches of prompts at a prefill worker: one that is done and not heard of yet, one that runs, and the next."""
 _LIKELY_FIRST = (2048, 1024, 4096, 512, 8192, 256)
 """The same budgets, with those that mostly win before those that are then cut short."""
 _TYPICAL_DECODES, _TYPICAL_CONTEXT_TOKENS = 64, 64 * 1000
@@ -69,8 +69,13 @@ def chunk_beside_decodes(profile: Profile, slo: Slo) -> int:
 def tuned_split(contender: Contender, setting: Setting, schedule: Sequence[Planned]) -> Contender:
     """A static split with that chunk, and the prefill batch with which an instance sustains most on this load."""
     profile, slo = named(setting.config.engine.profile), slo_of(setting)
-    chunk = chunk_beside_decodes(profile, slo)
     batch, _ = best_batch(profile, slo, sample(schedule), BATCHES_TOKENS)
-    params = {"prefill_tokens": chunk, "batch_tokens": batch, "ahead_tokens": AHEAD_BATCHES * batch}
-    policy = policy_named(contender.policy.name, params)
-    return replace(contender, policy=policy, note=f"batch_tokens={batch}")
+    ahead = AHEAD_BATCHES * batch
+    params = {
+        "prefill_tokens": chunk_beside_decodes(profile, slo),
+        "batch_tokens": batch,
+        "ahead_tokens": ahead,
+        "ahead_s": min(slo.ttft_s / 2, AHEAD_BATCHES * profile.prefill_fixed_s + ahead * profile.prefill_token_s),
+    }
+    note = ", ".join(f"{key}={value:.4g}" for key, value in params.items())
+    return replace(contender, policy=policy_named(contender.policy.name, params), note=note)

@@ -47,10 +47,11 @@ class StaticSplit:
     """First come first served among those that can still meet their TTFT target, then the others; stateless.
 
     A prefill worker gets no more when `ahead_tokens` wait there: behind them the order could not be changed any more.
+    `ahead_s` is about how long those take, so a request that has less time left is late. `late_last` 0: no such order.
     """
 
-    def __init__(self, ahead_tokens: float = 2 * BATCH_TOKENS, late_last: float = 1) -> None:
-        self._ahead_tokens, self._late_last = ahead_tokens, bool(late_last)
+    def __init__(self, ahead_tokens: float = 2 * BATCH_TOKENS, ahead_s: float = 0.0, late_last: float = 1) -> None:
+        self._ahead_tokens, self._ahead_s, self._late_last = ahead_tokens, ahead_s, bool(late_last)
 
     def initial(self) -> None:
         return None
@@ -64,7 +65,7 @@ class StaticSplit:
         room = room_of(queue, cluster)
         mean_tokens = mean_context(cluster)
         dispatches: list[Dispatch] = []
-        for request in sorted(queue, key=lambda r: (-r.priority, self._late_last and late(r, now_s))):
+        for request in sorted(queue, key=lambda r: (-r.priority, self._late_last and late(r, now_s + self._ahead_s))):
             target = least(decode, request, lambda seat: seat.load)
             if request.kv_tokens:
                 # Only decoding is left. It waits for that alone, so whoever needs a prefill may pass it.
@@ -123,9 +124,9 @@ class Batches:
 # --- parts that other policies use, too ---------------------------------------------------------------------------
 
 
-def late(request: RequestView, now_s: float) -> bool:
-    """Whether its first token will be too late in any case."""
-    return not request.kv_tokens and now_s - request.arrived_s > request.slo.ttft_s
+def late(request: RequestView, first_s: float) -> bool:
+    """Whether a first token at this time, the soonest there is, is too late."""
+    return not request.kv_tokens and first_s - request.arrived_s > request.slo.ttft_s
 
 
 def seats_of(cluster: ClusterView) -> dict[str, Seat]:
