@@ -27,7 +27,7 @@ def test_the_figures_do_not_depend_on_the_number_of_processes(
     written = []
     for jobs in ("1", "2"):
         file = tmp_path / f"{jobs}.json"
-        assert main([*ASKED, "--jobs", jobs, "--json", str(file)]) == 0
+        assert main([*ASKED, "--warmup", "3", "--jobs", jobs, "--json", str(file)]) == 0
         written.append(file.read_bytes())
     assert written[0] == written[1]
     found = json.loads(written[0])
@@ -37,6 +37,11 @@ def test_the_figures_do_not_depend_on_the_number_of_processes(
     assert all(row["requests"] > 30 and 0 < row["attainment"] <= 1 for row in found["rows"])
     for rate in (0.5, 1.0):
         assert len({row["requests"] for row in found["rows"] if row["rate_scale"] == rate}) == 1
+    for load in found["loads"]:
+        assert {load["requests"]} == {
+            row["requests"] for row in found["rows"] if row["rate_scale"] == load["rate_scale"]
+        }
+        assert load["offered_rps"] == pytest.approx(load["requests"] / 27)
     limits = {one["rate_scale"]: one["goodput_rps"] for one in found["bounds"]}
     assert all(row["goodput_rps"] <= limits[row["rate_scale"]] + 1e-9 for row in found["rows"])
     capsys.readouterr()

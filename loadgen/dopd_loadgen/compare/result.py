@@ -46,7 +46,10 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LoadRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One schedule, the same for all policies. Rates are per second of the schedule."""
+    """One schedule, the same for all policies: the requests of its measured window, rates per second of that.
+
+    `clipped` counts lengths of the whole schedule.
+    """
 
     trace: str
     profile: str

@@ -12,6 +12,7 @@ from dopd.perf.profile import named
 from dopd_loadgen.compare import bound, contenders, ground, rows
 from dopd_loadgen.compare.model import Contender, Row, Setting
 from dopd_loadgen.compare.result import BoundRow, Detail, LoadRow
+from dopd_loadgen.model import Planned
 from dopd_loadgen.workload import Schedule, WorkloadSpec, plan
 from dopd_loadgen.workload.read import format_of
 
@@ -115,10 +116,15 @@ def _measured(task: Measure, schedule: Schedule) -> tuple[Row, Detail | None]:
     return row, rows.detail(run, row, task.setting) if task.detailed else None
 
 
+def _due(setting: Setting, schedule: Schedule) -> list[Planned]:
+    """The requests of the measured window."""
+    start_s, end_s = ground.window_of(setting, schedule.span_s)
+    return [one for one in schedule if start_s <= one.at_s <= end_s]
+
+
 def _scouted(task: Scout, schedule: Schedule) -> float:
     """An overload is broken off once its misses are enough: what waits would be worked off for nothing."""
-    start_s, end_s = ground.window_of(task.setting, schedule.span_s)
-    due = sum(start_s <= one.at_s <= end_s for one in schedule)
+    due = len(_due(task.setting, schedule))
     if not due:
         return 0.0
     what = ground.simulation(task.contender, task.setting, task.case.seed, schedule.span_s)
@@ -127,21 +133,22 @@ def _scouted(task: Scout, schedule: Schedule) -> float:
 
 
 def _load_row(task: Limit, schedule: Schedule) -> LoadRow:
-    span_s = schedule.span_s
+    due = _due(task.setting, schedule)
+    start_s, end_s = ground.window_of(task.setting, schedule.span_s)
 
     def rate(tokens: Sequence[int]) -> float:
-        return sum(tokens) / span_s if span_s else 0.0
+        return sum(tokens) / (end_s - start_s) if end_s > start_s else 0.0
 
     return LoadRow(
         trace=task.ground.trace,
         profile=task.ground.profile,
         rate_scale=task.spec.rate_scale,
         seed=task.spec.seed,
-        requests=len(schedule),
-        span_s=span_s,
-        offered_rps=rate([1] * len(schedule)),
-        input_tps=rate([one.isl_tokens for one in schedule]),
-        output_tps=rate([one.osl_tokens for one in schedule]),
+        requests=len(due),
+        span_s=schedule.span_s,
+        offered_rps=rate([1] * len(due)),
+        input_tps=rate([one.isl_tokens for one in due]),
+        output_tps=rate([one.osl_tokens for one in due]),
         clipped=schedule.notes.clipped,
     )
 
