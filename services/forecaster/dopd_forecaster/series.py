@@ -17,7 +17,7 @@ FLOWS = ("requests_per_s", "prefill_work", "decode_work")
 MEANS = ("isl_tokens_mean", "isl_square_mean", "osl_tokens_mean", "short_share")
 SERIES = FLOWS + MEANS
 """Work is seconds of engine time per second: the engines that would be busy. Means are over requests."""
-LENGTH_HALF_LIFE_BINS = 12
+LENGTH_HALF_LIFE_BINS = 4
 
 
 @dataclass(slots=True)
