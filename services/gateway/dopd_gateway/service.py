@@ -5,6 +5,7 @@ Consumes `Inbound` requests, worker states and token batches; produces `Piece` s
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from operator import attrgetter
 from typing import Any
 
 from dopd.bus import Bus, Delivery, Subscription
@@ -12,7 +13,7 @@ from dopd.cluster import ClusterView
 from dopd.config import GatewayConfig
 from dopd.errors import BadRequest, BusError, DeadlineExceeded, PayloadTooLarge, RequestError, Unavailable, error_from
 from dopd.obs.log import get_logger
-from dopd.policy.base import Dispatch, Policy
+from dopd.policy.base import Dispatch, Policy, RequestView
 from dopd.runtime.clock import Runtime
 from dopd_gateway import core, placing
 from dopd_gateway.core import End, Request
@@ -36,6 +37,12 @@ from dopd_proto.subjects import ABORT, DECODE_WORK, GATEWAY_STATE, PREFILL_WORK,
 from dopd_proto.telemetry import WorkerState
 
 Work = PrefillWork | DecodeWork
+
+MANY = 100
+WAITING_S = 1e-5
+"""A round looks at every waiting request. In an overload there may be thousands, and events come by the hundred a
+second: with more than `MANY` waiting a round begins no sooner than so long, times their number, after the last."""
+_ARRIVAL, _LENGTH = attrgetter("arrived_s"), attrgetter("isl_tokens")
 
 
 class Gateway:
@@ -62,12 +69,13 @@ class Gateway:
         self._requests: dict[str, Request] = {}
         self._streams: dict[str, Stream] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._waiting: dict[str, Request] = {}
+        self._waiting: dict[str, RequestView] = {}
         self._presence = Presence(gateway_id, self.incarnation, bus, runtime, config)
         self._mend = Mend(self, self._requests, bus, runtime, config)
         self._tasks: set[asyncio.Task[None]] = set()
         self._subscriptions: list[Subscription] = []
         self._round: asyncio.Handle | None = None
+        self._round_s = 0.0
         self._call: asyncio.TimerHandle | None = None
         self._log = get_logger().bind(gateway_id=gateway_id)
 
@@ -144,25 +152,29 @@ class Gateway:
     def wait(self, request: Request) -> None:
         """To the queue, in the place of its arrival."""
         request.timeline.begin("queued", self._runtime.now(), Place(self.gateway_id))
-        self._waiting[request.request_id] = request
+        self._waiting[request.request_id] = core.view(request)
         self._soon()
 
     def _soon(self) -> None:
-        """One round for all that happens in one turn of the loop."""
-        if self._round is None and self._waiting:
-            self._round = asyncio.get_running_loop().call_soon(self._schedule)
+        """One round for all that happens in one turn of the loop; with many waiting, in the time that rounds take."""
+        if self._round is not None or not self._waiting:
+            return
+        due_s = self._round_s + len(self._waiting) * WAITING_S if len(self._waiting) > MANY else 0.0
+        loop = asyncio.get_running_loop()
+        if due_s <= self._runtime.now():
+            self._round = loop.call_soon(self._schedule)
+        else:
+            self._round = loop.call_at(self._runtime.loop_time(due_s), self._schedule)
 
     def _schedule(self) -> None:
         self._round = None
         if not self._bus.connected:
             return  # nothing would arrive; the first worker that is heard again begins a new round
         # In the order of arrival: a request that comes back for another attempt does not queue again.
-        queue = sorted(self._waiting.values(), key=lambda request: request.arrived_s)
+        queue = sorted(self._waiting.values(), key=_ARRIVAL)
         cluster = self.cluster()
-        now_s = self._runtime.now()
-        self._state, dispatches, again_s = self._scheduler.step(
-            self._state, [core.view(request) for request in queue], cluster, now_s
-        )
+        now_s = self._round_s = self._runtime.now()
+        self._state, dispatches, again_s = self._scheduler.step(self._state, queue, cluster, now_s)
         for dispatch in dispatches:
             self._dispatch(dispatch, cluster)
         if self._call is not None:
@@ -180,7 +192,7 @@ class Gateway:
                 known = self.fleet.workers.get(request.slip[0].worker_id)
                 domain = known.state.kv_domain if known else ""
                 unfetched[domain] = unfetched.get(domain, 0) + (request.slip[0].stop or 0)
-        longest = max((request.total_tokens for request in self._waiting.values()), default=0)
+        longest = max(map(_LENGTH, self._waiting.values()), default=0)
         room = placing.kv_room(
             self.fleet.store_tokens(), self._config.kv_budget_share, unfetched, self._presence.gateways, longest
         )
@@ -193,7 +205,7 @@ class Gateway:
             else {}
         )
         for placement in dispatch.placements:
-            request = self._waiting.get(placement.request_id)
+            request = self._requests[placement.request_id] if placement.request_id in self._waiting else None
             slip = placing.slip_of(placement, cluster)
             if request is None or slip is None:
                 self._log.error("dispatch_invalid", request_id=placement.request_id)
