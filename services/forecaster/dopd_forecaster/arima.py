@@ -15,7 +15,7 @@ from dopd.errors import ConfigError
 from dopd_forecaster.arma import Arma
 from dopd_forecaster.models import WINDOW
 
-# These matrices are 3 x 3: threads of the linear algebra only wait for each other, which took 20 to 40 times as long.
+# These matrices are 3 x 3: threads of the linear algebra only wait for each other, which took 12 to 54 times the CPU.
 # It reads this when numpy is first imported.
 for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
