@@ -7,7 +7,7 @@ from functools import cache
 import msgspec
 
 from dopd.config import Config
-from dopd.obs.log import warnings_only
+from dopd.obs.log import logs_from
 from dopd_loadgen.compare import contenders
 from dopd_loadgen.compare.ground import slo_of
 from dopd_loadgen.compare.model import Setting
@@ -61,7 +61,7 @@ LOADS = {
 @cache
 def ran(name: str, load: str) -> Run:
     """One contender, tuned on the very load where it tunes: once for all tests that look at it."""
-    with warnings_only():
+    with logs_from("warning"):
         contender = contenders.prepare(name, setting(), LOADS[load])
         return contenders.run(contender, setting(), LOADS[load], 1, SPAN_S)
 

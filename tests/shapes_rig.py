@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dopd.config import ClusterConfig, Config, EngineConfig, GatewayConfig, WorkerConfig
-from dopd.obs.log import warnings_only
+from dopd.obs.log import logs_from
 from dopd.perf.model import prefill_s, transfer_s
 from dopd.perf.profile import Profile, named
 from dopd.policy.base import BudgetSpec, Policy, StepLimit, StepView
@@ -109,7 +109,7 @@ def serve(
         worker=worker or WorkerConfig(),
         engine=EngineConfig(save_decode_cache=False),
     )
-    with warnings_only():
+    with logs_from("warning"):
         return run_virtual(_serve(schedule, profile, policy, config, sample_s, concurrency))
 
 

@@ -16,7 +16,7 @@ import msgspec
 from dopd import config as configs
 from dopd.config import Config
 from dopd.errors import ConfigError, LoadError
-from dopd.obs.log import warnings_only
+from dopd.obs.log import logs_from
 from dopd.runtime.main import add_config_argument
 from dopd_loadgen import arguments, live, progress
 from dopd_loadgen.collector import collector, send_client_spans
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command."""
     args = parser().parse_args(argv)
     try:
-        with warnings_only():
+        with logs_from("warning"):
             return int(args.run(args))
     except (LoadError, ConfigError) as error:
         print(f"dopd-loadgen: {error}", file=sys.stderr)

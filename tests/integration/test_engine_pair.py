@@ -9,7 +9,7 @@ import pytest
 from dopd.cluster import ClusterView
 from dopd.config import ClusterConfig, Config, EngineConfig, PolicyConfig, load
 from dopd.errors import ConfigError, RequestError
-from dopd.obs.log import warnings_only
+from dopd.obs.log import logs_from
 from dopd.perf.model import prefill_s, step_s, transfer_s
 from dopd.perf.profile import PROFILES
 from dopd.policy import policy_named
@@ -35,7 +35,7 @@ def prompt(planned: Planned) -> list[int]:
 
 
 def test_each_phase_takes_the_time_of_its_own_engine() -> None:
-    with warnings_only():
+    with logs_from("warning"):
         run = simulate([Planned(0, 0.0, 600, 20)], Simulation(CONFIG, 1, prompt, 60.0, 5.0))
     assert run.target == f"2P1D {PREFILL.name} + {DECODE.name}" and run.settings == {}
     times = run.records[0].times_s
@@ -46,7 +46,7 @@ def test_each_phase_takes_the_time_of_its_own_engine() -> None:
 
 
 def test_a_run_says_where_it_takes_an_engine_far_beyond_what_was_measured() -> None:
-    with warnings_only():
+    with logs_from("warning"):
         run = simulate([Planned(0, 0.0, 3000, 2)], Simulation(CONFIG, 1, prompt, 60.0, 5.0))
     assert run.settings == {"beyond": [f"{PREFILL.name}: prompt_tokens 3000 in a step, measured up to 1014"]}
 
@@ -68,7 +68,7 @@ def test_a_flip_between_unlike_engines_is_refused_and_the_table_has_their_gpus()
         assert isinstance(reply, RolesReply)
         return reply
 
-    with warnings_only():
+    with logs_from("warning"):
         rows = run_virtual(main()).workers
     assert [(row.role, row.gpus, row.engine) for row in rows] == [
         ("prefill", 1, PREFILL.name),
@@ -89,7 +89,7 @@ def test_a_cold_worker_serves_after_its_start_up_time(cold: bool) -> None:
         await cluster.stop()
         return took_s
 
-    with warnings_only():
+    with logs_from("warning"):
         assert run_virtual(main()) == pytest.approx(DECODE.start_s if cold else 0.0, abs=0.1)
     assert DECODE.start_s == 45.0 and PREFILL.start_s == 30.0
 

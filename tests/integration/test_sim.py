@@ -5,7 +5,7 @@ import random
 import pytest
 
 from dopd.config import ClusterConfig, Config, SloConfig
-from dopd.obs.log import warnings_only
+from dopd.obs.log import logs_from
 from dopd_loadgen.breakdown import breakdown
 from dopd_loadgen.model import Planned, Run
 from dopd_loadgen.sim import Simulation, simulate
@@ -30,7 +30,7 @@ def schedule(count: int = 60, seed: int = 3) -> list[Planned]:
 def simulated(seed: int = 1, timeout_s: float = 60.0, plans: list[Planned] | None = None, workers: int = 1) -> Run:
     config = Config(cluster=ClusterConfig(prefill=workers, decode=workers), slo=SloConfig(ttft_s=1.0, tpot_s=0.05))
     what = Simulation(config, seed, prompt, timeout_s, SPAN_S)
-    with warnings_only():
+    with logs_from("warning"):
         return simulate(schedule() if plans is None else plans, what)
 
 

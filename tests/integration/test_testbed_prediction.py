@@ -14,7 +14,7 @@ import pytest
 
 from dopd import perf
 from dopd.config import ClusterConfig, Config, EngineConfig
-from dopd.obs.log import warnings_only
+from dopd.obs.log import logs_from
 from dopd.perf.fit import fit, non_negative
 from dopd.perf.model import step_s
 from dopd.perf.points import read_table
@@ -66,7 +66,7 @@ def predicted(true: Steady, run: int, prefill: str = PREFILL.name, decode: str =
     ]
     engine = EngineConfig(profile=prefill, decode_profile=decode, save_decode_cache=False)
     config = Config(cluster=ClusterConfig(prefill=1, decode=1), engine=engine)
-    with warnings_only():
+    with logs_from("warning"):
         what = Simulation(config, 1, _prompt, timeout_s=600.0, span_s=100.0, max_concurrency=concurrency)
         done = simulate(plans, what)
     assert not [record for record in done.records if record.failure]

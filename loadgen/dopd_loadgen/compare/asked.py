@@ -170,6 +170,11 @@ def _name(source: str) -> str:
     return re.sub(r"(\.(csv|jsonl|json|gz))+$", "", name) if "/" in source or "." in name else source
 
 
+MOST_PREFILLS = 128
+"""Of one worker at a time. Policies bound what lies ahead of an engine by themselves, and a batch of short prompts must
+not be cut by the default."""
+
+
 def _setting(profile: str, args: Namespace) -> Setting:
     return Setting(_config(args, profile), args.workers, args.timeout, args.warmup, args.cooldown)
 
@@ -184,7 +189,9 @@ def _config(args: Namespace, profile: str) -> Config:
         if goal.e2e_s is not None:
             raise LoadError("--goodput", "e2el is no target here; give ttft and tpot")
         slo = msgspec.structs.replace(slo, ttft_s=goal.ttft_s, tpot_s=goal.tpot_s)
-    return msgspec.structs.replace(config, slo=slo, engine=msgspec.structs.replace(config.engine, profile=profile))
+    worker = msgspec.structs.replace(config.worker, max_prefills=max(MOST_PREFILLS, config.worker.max_prefills))
+    engine = msgspec.structs.replace(config.engine, profile=profile)
+    return msgspec.structs.replace(config, slo=slo, worker=worker, engine=engine)
 
 
 def _settings(config: Config) -> dict[str, object]:

@@ -8,7 +8,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from dopd.errors import ConfigError, LoadError
-from dopd.obs.log import warnings_only
+from dopd.obs.log import logs_from
 from dopd_loadgen.compare import asked, result, table
 from dopd_loadgen.compare.asked import Asked
 from dopd_loadgen.compare.campaign import Campaign
@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     """Run one comparison, or show one that was written before."""
     args = asked.parser().parse_args(argv)
     try:
-        with warnings_only():
+        with logs_from("warning"):
             if args.from_file is not None:
                 comparison = result.read(args.from_file)
             else:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from dopd.obs.log import warnings_only
+from dopd.obs.log import logs_from
 from dopd.perf.profile import named
 from dopd_loadgen.compare import bound, contenders, ground, rows
 from dopd_loadgen.compare.model import Contender, Row, Setting
@@ -80,7 +80,7 @@ GIVEN_UP = 0.25
 
 def perform(task: Task) -> Contender | tuple[Row, Detail | None] | float | tuple[LoadRow, BoundRow]:
     """Do it. Raises LoadError or ConfigError."""
-    with warnings_only():
+    with logs_from("error"):  # an overloaded cluster has much to say
         schedule = _planned(task.spec)
         if isinstance(task, Tune):
             return contenders.prepare(task.policy, task.setting, schedule)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dopd.errors import ConfigError, EngineError, LoadError
-from dopd.obs.log import warnings_only
+from dopd.obs.log import logs_from
 from dopd.perf.fit import fit
 from dopd.perf.points import PointsFile, write_points
 from dopd.perf.profile import Profile
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = check_command.run if check else _run
     args = (check_command.parser() if check else parser()).parse_args(words[check:])
     try:
-        with warnings_only():
+        with logs_from("warning"):
             return run(args)
     except (LoadError, ConfigError, EngineError) as error:
         print(f"dopd profile: {error}", file=sys.stderr)

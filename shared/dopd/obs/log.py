@@ -30,11 +30,11 @@ def get_logger(**fields: Any) -> structlog.typing.FilteringBoundLogger:
 
 
 @contextmanager
-def warnings_only() -> Iterator[None]:
-    """For a program that has services run inside of it: what they log below WARNING is not its user's business."""
+def logs_from(level: Level) -> Iterator[None]:
+    """For a program that has services run inside of it: what they log below `level` is not its user's business."""
     before = structlog.get_config()
     structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     try:
