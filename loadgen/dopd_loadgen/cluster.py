@@ -14,7 +14,7 @@ from dopd.engine.sim.kvstore import LocalStore
 from dopd.engine.sim.pair import check_pair, pair
 from dopd.ledger.memory import MemoryStore
 from dopd.perf.profile import Profile
-from dopd.policy import policy_named, sizes
+from dopd.policy import policy_of, sizes
 from dopd.policy.base import Policy
 from dopd.runtime.clock import Runtime
 from dopd.slo import Slo
@@ -49,7 +49,7 @@ class LocalCluster:
     async def start(self) -> None:
         """Start everything and wait until the first gateway knows every worker."""
         config = self.config
-        self.policy = self.policy or policy_named(config.policy.name, config.policy.params)
+        self.policy = self.policy or policy_of(config)
         if self.profile is None:
             self.profile, decode_profile = pair(config.engine, self.policy)
             self.decode_profile = self.decode_profile or decode_profile

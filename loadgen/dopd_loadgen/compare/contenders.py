@@ -100,7 +100,7 @@ def _oracle(name: str, params: dict[str, float], setting: Setting, schedule: Seq
 def _plain(name: str, params: dict[str, float], setting: Setting, schedule: Sequence[Planned]) -> Contender:
     """A policy with nothing to tune. One without a split of its own begins with the config's where that fits."""
     try:
-        policy = policy_named(name, params)
+        policy = policy_named(name, params, ground.ground_of(setting))
     except ConfigError as error:
         if "unknown" not in error.fix:
             raise

@@ -10,6 +10,8 @@ import msgspec
 
 from dopd.config import Config, PolicyConfig
 from dopd.errors import ConfigError
+from dopd.perf.profile import named
+from dopd.policy.base import Ground
 from dopd.slo import Slo
 from dopd_loadgen.compare.model import Contender, Setting
 from dopd_loadgen.compare.tally import Enough, Tally
@@ -33,6 +35,11 @@ class Prompts:
 def slo_of(setting: Setting) -> Slo:
     """The targets."""
     return Slo(setting.config.slo.ttft_s, setting.config.slo.tpot_s)
+
+
+def ground_of(setting: Setting) -> Ground:
+    """What policies may know before they start."""
+    return Ground(named(setting.config.engine.profile), slo_of(setting))
 
 
 def window_of(setting: Setting, span_s: float) -> tuple[float, float]:

@@ -5,7 +5,7 @@ import argparse
 from dopd.config import EngineConfig, real_engine, served_name
 from dopd.engine.sim.tokens import VOCABULARY
 from dopd.obs.telemetry import Tracing
-from dopd.policy import policy_named
+from dopd.policy import policy_of
 from dopd.runtime.main import ServiceContext, run_service
 from dopd.slo import Slo
 from dopd_gateway.api import TextGateway
@@ -36,7 +36,7 @@ async def serve(ctx: ServiceContext) -> None:
     """Run until asked to stop."""
     config = ctx.config
     words = vocabulary(config.engine)
-    policy = policy_named(config.policy.name, config.policy.params)
+    policy = policy_of(config)
     tracing = Tracing.from_environment("gateway", ctx.args.gateway_id, ctx.runtime.now)
     gateway = Gateway(
         ctx.args.gateway_id, policy, ctx.bus, ctx.runtime, config.gateway, served_name(config.engine),

@@ -1,7 +1,7 @@
 """`python -m dopd_planner`: the ratio-planner as a process."""
 
 from dopd.ledger.jetstream import JetStreamLedger
-from dopd.policy import policy_named
+from dopd.policy import policy_of
 from dopd.runtime.main import ServiceContext, run_service
 from dopd.slo import Slo
 from dopd_planner.service import RatioPlanner
@@ -11,7 +11,7 @@ async def serve(ctx: ServiceContext) -> None:
     """Run until asked to stop."""
     config = ctx.config
     ledger = await JetStreamLedger.open(config.cluster.broker_url, ctx.runtime, name="ratio-planner-ledger")
-    make = policy_named(config.policy.name, config.policy.params).planner
+    make = policy_of(config).planner
     planner = RatioPlanner(
         "planner", ctx.bus, ledger, ctx.runtime, config.planner,
         Slo(config.slo.ttft_s, config.slo.tpot_s), make() if make is not None else None,

@@ -5,25 +5,32 @@ Beside it there is every `static-<n>p<m>d`, a split of n prefill and m decode wo
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from importlib import import_module
 from inspect import signature
-from typing import Any
+from typing import Any, TypeVar
 
+from dopd.config import Config
 from dopd.errors import ConfigError
+from dopd.perf.profile import Profile, named
 from dopd.policy.aggregated import AGGREGATED
-from dopd.policy.base import BudgetSpec, Policy, StepBudget
+from dopd.policy.base import BudgetSpec, Ground, Policy, StepBudget
 from dopd.policy.distserve import DISTSERVE
 from dopd.policy.simple import SIMPLE
 from dopd.policy.static_split import named_split, static_split
+from dopd.slo import Slo
 
 POLICIES: dict[str, Policy] = {policy.name: policy for policy in (SIMPLE, AGGREGATED, DISTSERVE)}
 ORACLE = "oracle-ratio"
+T = TypeVar("T")
 
 
-def policy_named(name: str, params: Mapping[str, float] | None = None) -> Policy:
-    """A policy by name or dotted name, its parts made with those of `params` that they take. Raises ConfigError."""
+def policy_named(name: str, params: Mapping[str, float] | None = None, ground: Ground | None = None) -> Policy:
+    """A policy by name or dotted name, its parts made with those of `params` that they take. Raises ConfigError.
+
+    Parts that ask for the `ground` are given it (None: the default one).
+    """
     if name == ORACLE:
         raise ConfigError("[policy]", "name", f"{name} looks into the future: it exists in `dopd compare` alone")
     split = named_split(name)
@@ -31,7 +38,13 @@ def policy_named(name: str, params: Mapping[str, float] | None = None) -> Policy
     if not isinstance(policy, Policy):
         known = ", ".join([*POLICIES, "static-<n>p<m>d"])
         raise ConfigError("[policy]", "name", f"{name!r} is unknown; use one of {known} or package.module:NAME")
-    return _with_params(policy, params) if params else policy
+    return _on(_with_params(policy, params) if params else policy, ground or Ground())
+
+
+def policy_of(config: Config) -> Policy:
+    """The policy that a config names, on the profile and the targets that it names. Raises ConfigError."""
+    slo = Slo(config.slo.ttft_s, config.slo.tpot_s)
+    return policy_named(config.policy.name, config.policy.params, Ground(named(config.engine.profile), slo))
 
 
 def sizes(policy: Policy, given: tuple[int, int], default: tuple[int, int]) -> tuple[int, int]:
@@ -61,6 +74,28 @@ def _with_params(policy: Policy, params: Mapping[str, float]) -> Policy:
     budget = policy.budget and replace(policy.budget, params={**policy.budget.params, **taken[2]})
     planner = policy.planner and partial(policy.planner, **taken[1])
     return replace(policy, scheduler=partial(policy.scheduler, **taken[0]), budget=budget, planner=planner)
+
+
+def _on(policy: Policy, ground: Ground) -> Policy:
+    scheduler, planner, budget = _grounded(policy.scheduler, ground), policy.planner, policy.budget
+    planner = planner and _grounded(planner, ground)
+    if budget is not None:
+        known = {**_numbers(ground.profile), "ttft_s": ground.slo.ttft_s, "tpot_s": ground.slo.tpot_s}
+        asked = signature(_attribute(budget.target)).parameters.keys() & known.keys()
+        params = {**{name: known[name] for name in sorted(asked)}, **budget.params}
+        budget = replace(budget, params=params) if asked else budget
+    if (scheduler, planner, budget) == (policy.scheduler, policy.planner, policy.budget):
+        return policy
+    return replace(policy, scheduler=scheduler, planner=planner, budget=budget)
+
+
+def _grounded(part: Callable[..., T], ground: Ground) -> Callable[..., T]:
+    return partial(part, ground=ground) if "ground" in signature(part).parameters else part
+
+
+def _numbers(profile: Profile) -> dict[str, float]:
+    values = ((field.name, getattr(profile, field.name)) for field in fields(profile))
+    return {name: float(value) for name, value in values if isinstance(value, int | float)}
 
 
 def budget_from(spec: BudgetSpec) -> StepBudget:

@@ -9,9 +9,22 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from dopd.cluster import ClusterView
+from dopd.perf.profile import PROFILES, Profile
 from dopd.slo import Slo
 
 Role = Literal["prefill", "decode", "mixed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What a policy may know before it starts: the engine as numbers, and the targets of requests that bring none.
+
+    A scheduler or planner is given it when its factory takes `ground`. A budget crosses to the engine as plain numbers:
+    of its parameters those that are named as fields of `Profile`, and `ttft_s` and `tpot_s`, come from here.
+    """
+
+    profile: Profile = PROFILES["h200-llama-3.1-8b-fp8-tp1"]
+    slo: Slo = field(default_factory=Slo)
 
 
 # --- Scheduler -------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from dopd.config import ClusterConfig, Config
 from dopd.engine.sim.pair import pair
 from dopd.errors import ConfigError
-from dopd.policy import policy_named, sizes
+from dopd.policy import policy_of, sizes
 from dopd.supervisor import ports
 from dopd.supervisor.cards import cards_for, memory_share
 from dopd.supervisor.console import Console
@@ -25,7 +25,7 @@ NATS_PORT, LMCACHE_PORT = 4222, 5655
 def resolve(config: Config, console: Console, demo: bool, env: Mapping[str, str] = os.environ) -> Config:
     """Fill in what is left open. Raises ConfigError for an unknown name, contradicting sizes, a port that is taken."""
     gateway = config.gateway
-    policy = policy_named(config.policy.name, config.policy.params)  # wrong names are told before anything starts
+    policy = policy_of(config)  # wrong names are told before anything starts
     prefill, decode = sizes(policy, config.cluster.sizes, ClusterConfig().sizes)
     ports.require(gateway.host, gateway.port, "gateway.port")
     gateway = replace(gateway, port=ports.this_or_free(gateway.host, gateway.port))

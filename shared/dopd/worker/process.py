@@ -14,7 +14,7 @@ from dopd.engine.sim.engine import SimEngine
 from dopd.engine.sim.pair import pair
 from dopd.engine.sim.store import BusStore
 from dopd.errors import EngineError
-from dopd.policy import policy_named
+from dopd.policy import policy_of
 from dopd.policy.base import Policy
 from dopd.runtime.main import ServiceContext, run_service
 from dopd.worker.host import Worker
@@ -32,7 +32,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 async def _serve(first_role: Role, ctx: ServiceContext) -> None:
     config = ctx.config
-    policy = policy_named(config.policy.name, config.policy.params)
+    policy = policy_of(config)
     engine = make_engine(config.engine, policy, first_role, ctx)
     role: Role = "mixed" if policy.first_roles == "mixed" else first_role
     worker = Worker(
