@@ -49,7 +49,9 @@ ABORT = Subject("dopd.v1.worker.{worker_id}.abort", (request.Abort,), "gateway",
 RESEND = Subject("dopd.v1.worker.{worker_id}.resend", (request.Resend,), "gateway", "worker")
 TOKENS = Subject("dopd.v1.gateway.{gateway_id}.tokens.{worker_id}", (request.TokenBatch,), "worker", "gateway")
 WORKER_STATE = Subject("dopd.v1.state.worker.{worker_id}", (telemetry.WorkerState,), "worker", "gateway, planner")
-GATEWAY_STATE = Subject("dopd.v1.state.gateway.{gateway_id}", (telemetry.GatewayState,), "gateway", "worker, gateway")
+GATEWAY_STATE = Subject(
+    "dopd.v1.state.gateway.{gateway_id}", (telemetry.GatewayState,), "gateway", "worker, gateway, planner"
+)
 ARRIVALS = Subject("dopd.v1.window.arrivals.{gateway_id}", (telemetry.ArrivalWindow,), "gateway", "forecaster")
 OUTCOMES = Subject("dopd.v1.window.outcomes.{gateway_id}", (telemetry.OutcomeWindow,), "gateway", "planner")
 FORECAST = Subject("dopd.v1.forecast", (telemetry.Forecast,), "forecaster", "planner")

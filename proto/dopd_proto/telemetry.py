@@ -60,7 +60,11 @@ class WorkerState(Message):
 
 
 class GatewayState(Message):
-    """A gateway's heartbeat. When it lapses, workers abort what they do for that incarnation."""
+    """A gateway's heartbeat. When it lapses, workers abort what they do for that incarnation.
+
+    Of the requests that wait here, `waiting_prefill_tokens` are to be computed, and `waiting_decodes` only need a
+    place to decode.
+    """
 
     gateway_id: str
     incarnation: str
@@ -68,6 +72,8 @@ class GatewayState(Message):
     lease_s: float
     waiting: int = 0
     running: int = 0
+    waiting_prefill_tokens: int = 0
+    waiting_decodes: int = 0
 
 
 class ArrivalWindow(Message):

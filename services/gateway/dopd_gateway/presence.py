@@ -4,10 +4,11 @@ Consumes the heartbeats of all gateways; produces `GatewayState`, `Arrivals` and
 silence means anything.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from dopd.bus import Bus, Delivery
 from dopd.config import GatewayConfig
+from dopd.policy.base import RequestView
 from dopd.runtime.clock import Runtime
 from dopd_gateway.core import Request
 from dopd_gateway.windows import Windows
@@ -50,15 +51,17 @@ class Presence:
         listened_s = self._runtime.loop_time(self._echo_s) - self._bus.connected_since_s
         return self._echo_s if listened_s > self._config.lease_s else None
 
-    def say(self, waiting: int, running: int) -> None:
-        """Publish the heartbeat."""
+    def say(self, waiting: Collection[RequestView], requests: int) -> None:
+        """Publish the heartbeat of a gateway with so many requests, some of them waiting."""
         state = GatewayState(
             gateway_id=self._me[0],
             incarnation=self._me[1],
             sent_s=self._runtime.now(),
             lease_s=self._config.lease_s,
-            waiting=waiting,
-            running=running,
+            waiting=len(waiting),
+            running=requests - len(waiting),
+            waiting_prefill_tokens=sum(view.uncached_tokens for view in waiting if not view.kv_tokens),
+            waiting_decodes=sum(view.kv_tokens > 0 for view in waiting),
         )
         self._bus.publish(GATEWAY_STATE.at(gateway_id=self._me[0]), state)
 

@@ -371,7 +371,7 @@ class Gateway:
             self._presence.forget_lapsed()
             if self._bus.connected:
                 self._mend.look_around(self._presence.listened_until_s())
-            self._presence.say(len(self._waiting), len(self._requests) - len(self._waiting))
+            self._presence.say(self._waiting.values(), len(self._requests))
             await asyncio.sleep(self._config.heartbeat_s)
 
     async def _count(self) -> None:

@@ -6,6 +6,7 @@ and `Planner` (ratio-planner). Adding one is one file and one line in `dopd.poli
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 from dopd.cluster import ClusterView
@@ -160,22 +161,73 @@ class BudgetSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class SeriesView:
+    """One series of a forecast: its mean over the horizon, and (level, value) of what it may be, levels rising.
+
+    `model` made it; `error` is that model's recent relative one, `reason` what to beware of ("" for nothing).
+    """
+
+    point: float
+    quantiles: tuple[tuple[float, float], ...] = ()
+    model: str = ""
+    error: float | None = None
+    reason: str = ""
+
+    def at(self, level: float) -> float:
+        """The value at this level, between known ones by interpolation, beyond them the last; without any the point."""
+        known = self.quantiles
+        if not known or level <= known[0][0]:
+            return known[0][1] if known else self.point
+        for (low, below), (high, above) in pairwise(known):
+            if level <= high:
+                return below + (above - below) * (level - low) / (high - low)
+        return known[-1][1]
+
+
+@dataclass(frozen=True, slots=True)
 class ForecastView:
-    """What the forecaster expects of the next horizon."""
+    """What the forecaster expects in [start_s, start_s + horizon_s).
+
+    Of `series`, `prefill_work` and `decode_work` are seconds of engine time per second.
+    """
 
     requests_per_s: float
     isl_tokens_mean: float
     isl_tokens_var: float
     osl_tokens_mean: float
+    start_s: float = 0.0
+    horizon_s: float = 0.0
+    model: str = ""
+    series: Mapping[str, SeriesView] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A split that was considered: what share of requests it should serve within the targets, and how much more load
+    it would take before its `binding` constraint is at its limit (a share of that limit; below 0: already above)."""
+
+    prefill: int
+    decode: int
+    attainment: float
+    headroom: float
+    binding: str
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Wanted role per worker (absent: leave as it is) and free-form knobs for the schedulers, with the reason."""
+    """Wanted role per worker (absent: leave as it is) and free-form knobs for the schedulers, with the reason.
+
+    `reason` is a code; where nothing could be decided, `needs` says what for. `inputs` are the numbers that it came
+    from, `alternatives` the splits considered, the best first, `binding` what limits the one that was chosen.
+    """
 
     roles: Mapping[str, Role]
     knobs: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
+    needs: str = ""
+    binding: str = ""
+    inputs: Mapping[str, float] = field(default_factory=dict)
+    alternatives: tuple[Alternative, ...] = ()
 
 
 class Planner(Protocol):
