@@ -14,7 +14,7 @@ from dopd.engine.sim.kvstore import LocalStore
 from dopd.engine.sim.pair import check_pair, pair
 from dopd.ledger.memory import MemoryStore
 from dopd.perf.profile import Profile
-from dopd.policy import policy_of, sizes
+from dopd.policy import forecaster_of, policy_of, sizes
 from dopd.policy.base import Policy
 from dopd.runtime.clock import Runtime
 from dopd.slo import Slo
@@ -60,7 +60,7 @@ class LocalCluster:
         self.ledger = MemoryStore(now=self.runtime.now)
         self.gateway = await self.add_gateway("g1")
         bus, profiles = self.broker.connect("forecaster"), (self.profile, self.decode_profile)
-        self.forecaster = Forecaster(bus, self.runtime, config.forecaster, *profiles)
+        self.forecaster = Forecaster(bus, self.runtime, forecaster_of(self.policy, config), *profiles)
         await self.forecaster.start()
         self.planner = await self.add_planner("planner")
         prefill, decode = sizes(self.policy, config.cluster.sizes, ClusterConfig().sizes)
@@ -111,7 +111,8 @@ class LocalCluster:
             )
         first: Role = "mixed" if self.policy.first_roles == "mixed" else role
         bus = self.buses[worker_id] = self.broker.connect(worker_id)
-        worker = Worker(worker_id, first, engine, bus, self.runtime, self.config.worker, "sim")
+        starts = self.policy.starts and self.policy.starts()
+        worker = Worker(worker_id, first, engine, bus, self.runtime, self.config.worker, "sim", starts=starts)
         await worker.start()
         await engine.set_budget(self.policy.budget)
         self.workers[worker_id] = worker

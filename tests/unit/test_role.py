@@ -113,3 +113,48 @@ def test_epochs_only_grow_and_an_empty_worker_has_drained(
         assert state.accepting_at_s <= now_s
     state = settle(state, set(), 99.0)
     assert not state.draining and state.next_role is None
+
+
+# --- roles that take time to start ------------------------------------------------------------------------------------
+
+
+def away() -> RoleState:
+    """Commanded at 10 with work in hand until 12, ready at 57."""
+    leaving = change(PREFILL, command(), has_work=True, now_s=10.0, start_s=45.0)
+    assert (leaving.role, leaving.next_role, leaving.ready_at_s) == ("prefill", "decode", None)
+    assert settle(leaving, {"prefill"}, 11.0, 45.0) is leaving
+    return settle(leaving, set(), 12.0, 45.0)
+
+
+def test_a_role_that_takes_time_to_start_begins_after_the_old_work_and_its_start() -> None:
+    state = away()
+    assert (state.role, state.ready_at_s, state.draining) == ("prefill", 57.0, True)
+    assert settle(state, set(), 56.9, 45.0) is state
+    state = settle(state, set(), 57.0, 45.0)
+    assert (state.role, state.next_role, state.ready_at_s) == ("decode", None, None)
+    assert (state.accepting_at_s, state.drained_at_s) == (57.0, 57.0)
+
+
+def test_without_work_in_hand_a_start_begins_at_the_command() -> None:
+    state = change(PREFILL, command(), has_work=False, now_s=10.0, start_s=45.0)
+    assert settle(state, set(), 10.0, 45.0).ready_at_s == 55.0
+
+
+def test_a_worker_that_is_away_takes_nothing_whenever_it_was_placed() -> None:
+    state = away()
+    for kind in ("prefill", "decode"):
+        assert refusal(state, kind, 0, any_role=False) == refusal(state, kind, 9, any_role=True) == "draining"
+
+
+def test_a_start_goes_on_for_its_own_role_and_begins_anew_for_another() -> None:
+    again = change(away(), command(epoch=5), has_work=False, now_s=20.0, start_s=45.0)
+    assert (again.epoch, again.next_role, again.ready_at_s) == (5, "decode", 57.0)
+    back = change(away(), command(role="prefill", epoch=5), has_work=False, now_s=20.0, start_s=30.0)
+    assert (back.next_role, back.ready_at_s) == ("prefill", 50.0)
+    assert settle(back, set(), 50.0, 30.0).role == "prefill"
+
+
+def test_before_its_old_work_is_gone_a_worker_may_keep_its_role_without_a_start() -> None:
+    leaving = change(PREFILL, command(), has_work=True, now_s=10.0, start_s=45.0)
+    state = change(leaving, command(role="prefill", epoch=5), has_work=True, now_s=11.0, start_s=30.0)
+    assert (state.role, state.next_role, state.ready_at_s, state.draining) == ("prefill", None, None, False)

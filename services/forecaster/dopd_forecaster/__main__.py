@@ -1,6 +1,7 @@
 """`python -m dopd_forecaster`: the forecaster as a process."""
 
 from dopd.perf.profile import named
+from dopd.policy import forecaster_of, policy_of
 from dopd.runtime.main import ServiceContext, run_service
 from dopd_forecaster.service import Forecaster
 
@@ -9,7 +10,8 @@ async def serve(ctx: ServiceContext) -> None:
     """Run until asked to stop."""
     engine = ctx.config.engine
     profiles = (named(engine.profile), named(engine.decode_profile or engine.profile))
-    forecaster = Forecaster(ctx.bus, ctx.runtime, ctx.config.forecaster, *profiles)
+    config = forecaster_of(policy_of(ctx.config), ctx.config)
+    forecaster = Forecaster(ctx.bus, ctx.runtime, config, *profiles)
     await forecaster.start()
     await ctx.stop.wait()
     await forecaster.stop()

@@ -11,7 +11,9 @@ from importlib import import_module
 from inspect import signature
 from typing import Any, TypeVar
 
-from dopd.config import Config
+import msgspec
+
+from dopd.config import Config, ForecasterConfig
 from dopd.errors import ConfigError
 from dopd.perf.profile import Profile, named
 from dopd.policy.aggregated import AGGREGATED
@@ -62,18 +64,28 @@ def sizes(policy: Policy, given: tuple[int, int], default: tuple[int, int]) -> t
     return policy.split
 
 
+def forecaster_of(policy: Policy, config: Config) -> ForecasterConfig:
+    """The forecaster's config: with the models that the policy names, unless the config names some."""
+    given = config.forecaster
+    if not policy.forecast_models or given.models != ForecasterConfig().models:
+        return given
+    return msgspec.structs.replace(given, models=policy.forecast_models)
+
+
 def _with_params(policy: Policy, params: Mapping[str, float]) -> Policy:
-    parts: list[Callable[..., Any] | None] = [policy.scheduler, policy.planner]
-    if policy.budget is not None:
-        parts.append(_attribute(policy.budget.target))
+    budget_part = None if policy.budget is None else _attribute(policy.budget.target)
+    parts: list[Callable[..., Any] | None] = [policy.scheduler, policy.planner, policy.starts, budget_part]
     taken = [
         {key: params[key] for key in signature(part).parameters if key in params} if part else {} for part in parts
     ]
     if unknown := params.keys() - {key for given in taken for key in given}:
         raise ConfigError("[policy]", "params", f"{policy.name} does not know {', '.join(sorted(unknown))}")
-    budget = policy.budget and replace(policy.budget, params={**policy.budget.params, **taken[2]})
+    budget = policy.budget and replace(policy.budget, params={**policy.budget.params, **taken[3]})
     planner = policy.planner and partial(policy.planner, **taken[1])
-    return replace(policy, scheduler=partial(policy.scheduler, **taken[0]), budget=budget, planner=planner)
+    starts = policy.starts and partial(policy.starts, **taken[2])
+    return replace(
+        policy, scheduler=partial(policy.scheduler, **taken[0]), budget=budget, planner=planner, starts=starts
+    )
 
 
 def _on(policy: Policy, ground: Ground) -> Policy:

@@ -250,6 +250,9 @@ class Policy:
     """One serving system: how it schedules, what it does inside the engine, and whether it changes roles.
 
     `split` is (prefill, decode) workers where the policy is made for so many of each; None: the cluster's sizes hold.
+    `starts` makes, by new role, the seconds that a worker is away to change to it: it finishes what it has, stops and
+    starts anew; a role that is not named changes warm. `forecast_models` is what the forecaster is to choose among,
+    unless the config says otherwise.
     """
 
     name: str
@@ -258,3 +261,5 @@ class Policy:
     planner: Callable[..., Planner] | None = None
     first_roles: Literal["split", "mixed"] = "split"
     split: tuple[int, int] | None = None
+    starts: Callable[..., Mapping[Role, float]] | None = None
+    forecast_models: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ It decides nothing itself: role, credit, health and segment arithmetic are pure 
 """
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -56,11 +56,14 @@ class Worker:
         config: WorkerConfig,
         model: str,
         kv_domain: str = "local",
+        starts: Mapping[Role, float] | None = None,
     ) -> None:
+        """`starts`: seconds that the worker is away to change to a role, 0 for those that are not named."""
         self.worker_id = worker_id
         self.incarnation = runtime.new_id(worker_id)
         self.role = role.RoleState(first_role)
         self._engine, self._bus, self._runtime, self._config = engine, bus, runtime, config
+        self._starts = starts or {}
         self._vitals = Vitals((worker_id, self.incarnation), model, kv_domain, engine, config)
         self._held: dict[str, Held] = {}
         self._past = Past(config.resend_buffer_s)
@@ -286,7 +289,7 @@ class Worker:
         if command.incarnation != self.incarnation or self._phase != "serving":
             return
         before, now_s = self.role, self._runtime.now()
-        self.role = role.change(before, command, bool(self._held), now_s)
+        self.role = role.change(before, command, bool(self._held), now_s, self._starts.get(command.role, 0.0))
         if self.role is before:
             self._say()  # a repeated command asks for the read-back again
             return
@@ -305,8 +308,9 @@ class Worker:
     def _settle(self) -> None:
         before = self.role
         if before.draining:
-            self.role = role.settle(before, {held.kind for held in self._held.values()}, self._runtime.now())
-        if self.role is not before:
+            start_s = self._starts.get(before.next_role, 0.0) if before.next_role else 0.0
+            self.role = role.settle(before, {held.kind for held in self._held.values()}, self._runtime.now(), start_s)
+        if self.role is not before and not self.role.draining:
             self._log.info("role_drained", role=self.role.role, epoch=self.role.epoch)
         idle = not self._held and not self._emptied.is_set()
         if idle:
@@ -345,6 +349,8 @@ class Worker:
     async def _beat(self) -> None:
         while True:
             self._look_around()
+            if self.role.ready_at_s is not None:
+                self._settle()
             self._say()
             await asyncio.sleep(self._config.heartbeat_s)
 
