@@ -67,7 +67,9 @@ async def test_the_printed_curl_line_gets_an_answer_of_the_emulated_model(cluste
 def test_roles_are_shown_changed_refused_and_left_to_the_planner_again(cluster: Running) -> None:
     folder = cluster.state.root
     shown = dopd(folder, "roles")
-    assert [line.split()[:2] for line in shown.stdout.splitlines()[1:]] == [
+    *table, total = shown.stdout.splitlines()[1:]
+    assert total == "4 workers, 4 GPUs"
+    assert [line.split()[:2] for line in table] == [
         ["w1", "prefill"],
         ["w2", "prefill"],
         ["w3", "decode"],
