@@ -38,7 +38,7 @@ def test_a_name_may_carry_parameters() -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("nobody", "use one of simple, aggregated, distserve, static-<n>p<m>d, oracle-ratio, package.module:NAME"),
+        ("nobody", "use one of simple, aggregated, distserve, .*static-<n>p<m>d, oracle-ratio, package.module:NAME"),
         ("static-2p2d", "2 prefill and 2 decode are not 3 workers"),
         ("aggregated[colour=1]", "does not know colour"),
         ("aggregated[budget_tokens]", "write key=number"),
