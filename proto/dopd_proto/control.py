@@ -1,8 +1,11 @@
-"""Commands of the ratio-planner to workers, and of people to the ratio-planner."""
+"""Commands of the ratio-planner to workers, what it decided and why, and people's wishes to the ratio-planner."""
 
 from typing import Literal
 
+import msgspec
+
 from dopd_proto.base import DrainMode, Message, Role
+from dopd_proto.telemetry import Forecast
 
 
 class RoleChange(Message):
@@ -58,3 +61,78 @@ class RolesReply(Message):
     workers: tuple[WorkerRow, ...]
     accepting_s: float | None = None
     drained_s: float | None = None
+
+
+class Considered(Message):
+    """A split that was considered: the share of requests it should serve within the targets, and how much of the limit
+    of its `binding` constraint it leaves."""
+
+    prefill: int
+    decode: int
+    attainment: float
+    headroom: float
+    binding: str = ""
+
+
+class Change(Message):
+    """One worker's change of role in a decision, and what came of it.
+
+    `outcome` is "" while open, then accepting, drained, or why it did not happen. Times are seconds since the command.
+    """
+
+    worker_id: str
+    before: Role
+    role: Role
+    incarnation: str = ""
+    drain: DrainMode = "overlap"
+    epoch: int = 0
+    deadline_s: float = 0.0
+    outcome: str = ""
+    accepting_s: float | None = None
+    drained_s: float | None = None
+
+
+class DecisionRecord(Message):
+    """One decision of the ratio-planner as the ledger keeps it, also one to change nothing.
+
+    `why` is who wanted it: plan, repair, pin or person; `reason` the policy's code, `needs` what it lacked. `prefill`
+    and `decode` workers served at `at_s`. Of `alternatives` the first was chosen, the second is the split there was.
+    """
+
+    decision_id: str
+    at_s: float
+    term: int
+    why: str
+    reason: str
+    prefill: int
+    decode: int
+    needs: str = ""
+    binding: str = ""
+    inputs: dict[str, float] = msgspec.field(default_factory=dict)
+    alternatives: tuple[Considered, ...] = ()
+    forecast: Forecast | None = None
+    changes: tuple[Change, ...] = ()
+    dry_run: bool = False
+    planner_id: str = ""
+
+
+class ChangeOutcome(Message):
+    """What came of a change, written to the ledger after its decision."""
+
+    decision_id: str
+    worker_id: str
+    outcome: str
+    after_s: float | None = None
+
+
+class DecisionsRequest(Message, forbid_unknown_fields=True):
+    """The last `limit` decisions, or the one whose id begins so."""
+
+    decision_id: str = ""
+    limit: int = 20
+
+
+class DecisionsReply(Message):
+    """Oldest first, each with what came of its changes so far."""
+
+    decisions: tuple[DecisionRecord, ...]

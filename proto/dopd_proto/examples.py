@@ -55,6 +55,8 @@ def _value(info: Any, name: str, number: int, default: Any = msgspec.NODEFAULT) 
     if isinstance(info, inspect.ListType | inspect.VarTupleType):
         items = [_value(info.item_type, name, number + extra) for extra in range(2)]
         return items if isinstance(info, inspect.ListType) else tuple(items)
+    if isinstance(info, inspect.DictType):
+        return {f"{name}-key": _value(info.value_type, name, number)}
     if isinstance(info, inspect.TupleType):
         return tuple(_value(kind, name, number + extra) for extra, kind in enumerate(info.item_types))
     return _MAKERS[type(info)](info, name, number)

@@ -60,8 +60,9 @@ SIM_STORE = Subject(
     "dopd.v1.simstore.{kv_domain}", (simstore.StoreLookup, simstore.StorePut), "emulated engine", "emulated KV store"
 )
 ROLES = Subject("dopd.v1.roles", (control.RolesRequest,), "person", "planner")
+DECISIONS = Subject("dopd.v1.decisions", (control.DecisionsRequest,), "person", "planner")
 
 SUBJECTS: tuple[Subject[Any], ...] = (
     GENERATE, PREFILL_WORK, DECODE_WORK, ABORT, RESEND, TOKENS, WORKER_STATE, GATEWAY_STATE,
-    ARRIVALS, OUTCOMES, FORECAST, ROLE_CHANGE, ROLES, SIM_STORE,
+    ARRIVALS, OUTCOMES, FORECAST, ROLE_CHANGE, ROLES, DECISIONS, SIM_STORE,
 )  # fmt: skip

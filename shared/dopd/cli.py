@@ -15,6 +15,8 @@ COMMANDS = {
     "down": ("dopd.supervisor.down:main", "stop it"),
     "status": ("dopd.supervisor.down:status", "show its processes"),
     "roles": ("dopd_planner.roles_cli:main", "show, set, pin and unpin workers' roles"),
+    "decisions": ("dopd_planner.decisions_cli:decisions", "list what the planner decided of late"),
+    "explain": ("dopd_planner.decisions_cli:explain", "tell in words why the planner decided so"),
     "profile": ("dopd_loadgen.profiling.command:main", "measure an engine's step times; check its emulation by them"),
     "compare": ("dopd_loadgen.compare.command:main", "compare policies on the same arrivals in virtual time"),
     "forecast": ("dopd_loadgen.forecasting.command:main", "back-test the forecaster's models on a trace"),
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def usage() -> str:
     """All commands, one line each."""
-    lines = [f"  dopd {name:<8} {what}" for name, (_, what) in COMMANDS.items()]
+    lines = [f"  dopd {name:<9} {what}" for name, (_, what) in COMMANDS.items()]
     return "\n".join(
         ["LLM serving with prefill and decode on separate workers.", "", *lines, "", "`dopd COMMAND --help` says more."]
     )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dopd_proto.base import DrainMode, Role
-from dopd_proto.control import RoleChange, WorkerRow
+from dopd_proto.control import Change, DecisionRecord, RoleChange, WorkerRow
 from dopd_proto.telemetry import WorkerState
 
 POOLS: tuple[Role, Role] = ("prefill", "decode")
@@ -32,6 +32,21 @@ class Wish:
             worker_id=self.worker_id, incarnation=self.incarnation, role=self.role, epoch=self.epoch,
             decision_id=self.decision_id, drain=self.drain, deadline_s=self.deadline_s, sent_s=self.sent_s,
         )  # fmt: skip
+
+    def change(self, before: Role) -> Change:
+        """As it stands in the record."""
+        return Change(
+            worker_id=self.worker_id, before=before, role=self.role, incarnation=self.incarnation, drain=self.drain,
+            epoch=self.epoch, deadline_s=self.deadline_s,
+        )  # fmt: skip
+
+
+def wish_of(record: DecisionRecord, change: Change) -> Wish:
+    """The wish that a recorded change came from."""
+    return Wish(
+        worker_id=change.worker_id, incarnation=change.incarnation, role=change.role, drain=change.drain,
+        epoch=change.epoch, decision_id=record.decision_id, sent_s=record.at_s, deadline_s=change.deadline_s,
+    )  # fmt: skip
 
 
 def accepting(wish: Wish, state: WorkerState) -> bool:
@@ -80,6 +95,32 @@ def _unlike(states: Mapping[str, WorkerState], state: WorkerState, role: Role) -
         if works and other.engine != state.engine and any(other.role in (pool, "mixed") for pool in joins):
             return f"its engine is {state.engine!r}, that of {other.role} worker {other.worker_id} {other.engine!r}"
     return ""
+
+
+def due(
+    states: Mapping[str, WorkerState], leaving: Mapping[str, Role], wanted: Mapping[str, Role]
+) -> tuple[list[tuple[WorkerState, Role]], list[Change]]:
+    """What to command for these roles, and what must not be, with the reason. A worker that is changing is let be."""
+    changes: list[tuple[WorkerState, Role]] = []
+    refused: list[Change] = []
+    under_way = dict(leaving)
+    for worker_id, role in sorted(wanted.items()):
+        state = states.get(worker_id)
+        if state is None or state.role == role or worker_id in under_way:
+            continue
+        reason = refusal(states, under_way, worker_id, role)
+        if reason:
+            refused.append(Change(worker_id=worker_id, before=state.role, role=role, outcome=f"refused: {reason}"))
+        else:
+            changes.append((state, role))
+            under_way[worker_id] = role
+    return changes, refused
+
+
+def serving(states: Mapping[str, WorkerState], leaving: Mapping[str, Role]) -> tuple[int, int]:
+    """(prefill, decode) workers that serve, by the role they are to have; mixed ones count as decode workers."""
+    roles = [leaving.get(w, state.role) for w, state in states.items() if state.phase == "serving"]
+    return roles.count("prefill"), len(roles) - roles.count("prefill")
 
 
 def repair(

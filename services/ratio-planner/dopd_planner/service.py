@@ -5,28 +5,38 @@ ledger it holds all roles and says so: a second planner might be leading.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
 from dopd.bus import Bus, Delivery, Subscription
-from dopd.cluster import ClusterView, WorkerView
 from dopd.config import PlannerConfig
 from dopd.errors import BadRequest, Conflict, DeadlineExceeded, LedgerLost, Unavailable
 from dopd.ledger import Lease, Ledger
 from dopd.obs.log import get_logger
-from dopd.policy.base import ForecastView, Plan, Planner
+from dopd.policy.base import Plan, Planner
 from dopd.runtime.clock import Runtime
 from dopd.slo import Slo
-from dopd_planner import core
+from dopd_planner import core, history, sight
 from dopd_planner.core import Wish
+from dopd_planner.history import History
+from dopd_planner.sight import Pace
 from dopd_proto.base import DrainMode, Role
-from dopd_proto.control import RolesReply, RolesRequest
-from dopd_proto.subjects import FORECAST, ROLE_CHANGE, ROLES, WORKER_STATE
-from dopd_proto.telemetry import Forecast, WorkerState
+from dopd_proto.control import (
+    Change,
+    ChangeOutcome,
+    Considered,
+    DecisionRecord,
+    DecisionsReply,
+    DecisionsRequest,
+    RolesReply,
+    RolesRequest,
+)
+from dopd_proto.subjects import DECISIONS, FORECAST, GATEWAY_STATE, ROLE_CHANGE, ROLES, WORKER_STATE
+from dopd_proto.telemetry import Forecast, GatewayState, WorkerState
 
-DECISIONS = "decisions"
 PINS = "pins"
 
 
@@ -54,18 +64,22 @@ class RatioPlanner:
         self._planner = planner
         self._plan_state: Any = planner.initial() if planner is not None else None
         self._states: dict[str, tuple[WorkerState, float]] = {}
-        self._forecast: ForecastView | None = None
+        self._gateways: dict[str, tuple[GatewayState, float]] = {}
+        self._paces: dict[str, Pace] = {}
+        self._forecast: Forecast | None = None
         self._pins: dict[str, Role] = {}
         self._pins_revision = 0
         self._pinning = asyncio.Lock()
         self._wishes: dict[str, Wish] = {}
         self._draining: dict[str, Wish] = {}
-        self._outcomes: list[dict[str, Any]] = []
+        self._outcomes: list[ChangeOutcome] = []
+        self._history = History()
+        self._under_way: list[tuple[DecisionRecord, Change]] = []
         self._lease: Lease | None = None
-        self._sequence = 0
+        self._term = self._sequence = 0
         self._since_s = self._round_s = float("-inf")
         self._subscriptions: list[Subscription] = []
-        self._serving: Subscription | None = None
+        self._serving: list[Subscription] = []
         self._round: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._log = get_logger().bind(planner_id=self.planner_id)
@@ -76,6 +90,7 @@ class RatioPlanner:
         """Listen, and begin the rounds."""
         self._subscriptions = [
             await self._bus.subscribe(WORKER_STATE.at(), self._on_state),
+            await self._bus.subscribe(GATEWAY_STATE.at(), self._on_gateway),
             await self._bus.subscribe(FORECAST.at(), self._on_forecast),
         ]
         self._round = asyncio.create_task(self._rounds())
@@ -83,10 +98,8 @@ class RatioPlanner:
     async def stop(self) -> None:
         """Give the lease back, so that another may lead at once."""
         self.crash()
-        for subscription in self._subscriptions:
+        for subscription in (*self._subscriptions, *self._serving):
             await subscription.stop()
-        if self._serving is not None:
-            await self._serving.stop()
         if self._lease is not None:
             await self._ledger.release(self._lease)
         await self._ledger.close()
@@ -109,6 +122,7 @@ class RatioPlanner:
         if known is not None and state.sent_s < known[0].sent_s:
             return  # overtaken by a newer one, or late words of an earlier life
         self._states[state.worker_id] = (state, self._runtime.now())
+        self._paces.setdefault(state.worker_id, Pace()).saw(state)
         wish = self._wishes.get(state.worker_id)
         if wish is not None and core.accepting(wish, state):
             del self._wishes[state.worker_id]
@@ -123,8 +137,10 @@ class RatioPlanner:
         self._changed = asyncio.Event()
 
     def _on_forecast(self, delivery: Delivery[Forecast]) -> None:
-        f = delivery.message
-        self._forecast = ForecastView(f.requests_per_s, f.isl_tokens_mean, f.isl_tokens_var, f.osl_tokens_mean)
+        self._forecast = delivery.message  # of those made together the one with the shortest horizon comes last
+
+    def _on_gateway(self, delivery: Delivery[GatewayState]) -> None:
+        self._gateways[delivery.message.gateway_id] = (delivery.message, self._runtime.now())
 
     def _live(self) -> dict[str, WorkerState]:
         now_s = self._runtime.now()
@@ -168,52 +184,75 @@ class RatioPlanner:
         return self._bus.connected and now_s - max(self._since_s, self._bus.connected_since_s) > self._config.lease_s
 
     async def _compare(self, states: Mapping[str, WorkerState]) -> None:
-        """Give up wishes that cannot come true, and decide what differs from what is wanted."""
+        """Give up wishes that cannot come true, and decide what differs from what is wanted: first what mends an empty
+        pool, then people's pins, then the policy's plan, and never two things for one worker."""
+        self._resume(states)
         self._expire(states)
-        wanted = self._wanted(states)
-        for worker_id, role in sorted(wanted.items()):
-            due = states[worker_id].role != role and worker_id not in self._wishes
-            if due and not core.refusal(states, self._leaving(), worker_id, role):
-                await self._decide(states[worker_id], role, "overlap", "plan")
+        plan = self._plan(states)
+        roles: dict[str, dict[str, Role]] = {"repair": core.repair(states, self._pins, self._leaving())}
+        roles["pin"] = self._pins
+        roles["plan"] = dict(plan.roles) if plan is not None else {}
+        for why, wanted in roles.items():
+            free = {w: role for w, role in wanted.items() if why == "pin" or w not in self._pins}
+            changes, refused = core.due(states, self._leaving(), free)
+            if changes or (why == "plan" and plan is not None):
+                await self._decide(changes, why, plan if why == "plan" else None, refused)
+
+    def _resume(self, states: Mapping[str, WorkerState]) -> None:
+        """Take up what an earlier leader has decided and not seen come true, instead of deciding it again."""
+        for record, change in self._under_way:
+            wish = core.wish_of(record, change)
+            if self._done(wish, states.get(change.worker_id)):
+                continue
+            assert self._lease is not None, "only a leader compares"
+            self._wishes[wish.worker_id] = replace(wish, epoch=self._next_epoch(self._lease))
+            self._log.info("role_change_resumed", worker_id=wish.worker_id, role=wish.role)
+        self._under_way = []
+
+    def _done(self, wish: Wish, state: WorkerState | None) -> bool:
+        """Whether nothing is left to command; says what came of it."""
+        reason = core.void(wish, state, self._runtime.now())
+        if state is not None and core.accepting(wish, state):
+            self._draining[wish.worker_id] = wish
+            self._outcome(wish, "accepting", state.accepting_at_s - wish.sent_s)
+        elif reason:
+            self._outcome(wish, reason)
+        else:
+            return False
+        return True
 
     async def _lead(self, lease: Lease | None) -> None:
         """Begin or end to lead. Only the leader answers people."""
         if lease is not None and (self._lease is None or lease.term != self._lease.term):
             await self._load_pins()
-            self._sequence = 0
+            self._history = await history.recall(self._ledger)
+            self._under_way = list(self._history.under_way())
+            if lease.term != self._term:  # in the same term epochs must go on
+                self._term, self._sequence = lease.term, 0
             self._wishes.clear()
+            self._draining.clear()
             self._log.info("planner_leads", term=lease.term)
         self._lease = lease
-        if lease is not None and self._serving is None:
-            self._serving = await self._bus.serve(ROLES.at(), self._on_roles)
-        elif lease is None and self._serving is not None:
-            await self._serving.stop()
-            self._serving = None
+        if lease is not None and not self._serving:
+            self._serving = [
+                await self._bus.serve(ROLES.at(), self._on_roles),
+                await self._bus.serve(DECISIONS.at(), self._on_decisions),
+            ]
+        elif lease is None:
+            for subscription in self._serving:
+                await subscription.stop()
+            self._serving = []
 
-    def _wanted(self, states: Mapping[str, WorkerState]) -> dict[str, Role]:
-        """The policy's roles, overruled by pins; an empty pool is repaired first."""
-        wanted: dict[str, Role] = dict(core.repair(states, self._pins, self._leaving()))
-        if self._planner is not None:
-            self._plan_state, plan = self._planner.plan(
-                self._plan_state, self._forecast, self._cluster(states), self._slo, self._runtime.now()
-            )
-            wanted = {**self._known(plan, states), **wanted}
-        return {**wanted, **{w: role for w, role in self._pins.items() if w in states}}
-
-    def _known(self, plan: Plan, states: Mapping[str, WorkerState]) -> dict[str, Role]:
-        return {w: role for w, role in plan.roles.items() if w in states}
-
-    def _cluster(self, states: Mapping[str, WorkerState]) -> ClusterView:
-        return ClusterView(tuple(
-            WorkerView(
-                worker_id=s.worker_id, incarnation=s.incarnation, role=s.role, epoch=s.epoch,
-                serving=s.phase == "serving", running=s.running, waiting=s.waiting, decoding=s.decoding,
-                queued_prefill_tokens=s.queued_prefill_tokens, context_tokens=s.context_tokens,
-                kv_used_tokens=s.kv_used_tokens, kv_total_tokens=s.kv_total_tokens, kv_domain=s.kv_domain,
-                drained=s.drained_at_s is not None,
-            )
-            for _, s in sorted(states.items())
-        ))  # fmt: skip
+    def _plan(self, states: Mapping[str, WorkerState]) -> Plan | None:
+        """The policy's word on the cluster as it will be when all commands are obeyed; None where it moves nobody."""
+        if self._planner is None:
+            return None
+        now_s = self._runtime.now()
+        gateways = [state for state, heard_s in self._gateways.values() if now_s - heard_s <= state.lease_s]
+        view = sight.cluster_view(states, gateways, self._paces, self._pins, self._leaving())
+        forecast = sight.forecast_view(self._forecast)
+        self._plan_state, plan = self._planner.plan(self._plan_state, forecast, view, self._slo, now_s)
+        return plan
 
     def _leaving(self) -> dict[str, Role]:
         return {w: wish.role for w, wish in self._wishes.items()}
@@ -228,29 +267,63 @@ class RatioPlanner:
 
     # --- decide and command -------------------------------------------------------------------------------------
 
-    async def _decide(self, state: WorkerState, role: Role, drain: DrainMode, why: str) -> Wish:
-        """Record a change, then wish and command it."""
+    async def _decide(
+        self,
+        changes: Sequence[tuple[WorkerState, Role]],
+        why: str,
+        plan: Plan | None = None,
+        refused: Sequence[Change] = (),
+        drain: DrainMode = "overlap",
+    ) -> list[Wish]:
+        """Record a decision, then wish and command it. One that changes nothing is recorded where it is news."""
         if self._lease is None:
             raise LedgerLost("the lease has lapsed")
         now_s = self._runtime.now()
+        wishes = [
+            Wish(
+                worker_id=state.worker_id, incarnation=state.incarnation, role=role, drain=drain,
+                epoch=self._next_epoch(self._lease), decision_id="", sent_s=now_s,
+                deadline_s=now_s + self._config.command_timeout_s,
+            )
+            for state, role in changes
+        ]  # fmt: skip
+        made = tuple(wish.change(state.role) for wish, (state, _) in zip(wishes, changes, strict=True))
+        record = self._record(why, plan, (*made, *refused))
+        if (not made or (self._config.dry_run and why != "person")) and not self._history.is_news(record):
+            return []
+        record = msgspec.structs.replace(record, decision_id=self._runtime.new_id("decision"))
+        await history.write(self._ledger, record)
+        self._history.add(record)
+        wishes = [replace(wish, decision_id=record.decision_id) for wish in wishes]
+        for wish in wishes:
+            self._log.info(
+                "role_change_decided", worker_id=wish.worker_id, role=wish.role, drain=drain, why=why,
+                reason=record.reason, decision_id=wish.decision_id,
+            )  # fmt: skip
+            if not self._config.dry_run:
+                self._wishes[wish.worker_id] = wish
+                self._command(wish)
+        return wishes
+
+    def _record(self, why: str, plan: Plan | None, changes: tuple[Change, ...]) -> DecisionRecord:
+        assert self._lease is not None, "only a leader decides"
+        prefill, decode = core.serving(self._live(), self._leaving())
+        plan = plan or Plan({}, reason=why)
+        return DecisionRecord(
+            decision_id="", at_s=self._runtime.now(), term=self._lease.term, why=why, reason=plan.reason or "unsaid",
+            prefill=prefill, decode=decode, needs=plan.needs, binding=plan.binding, inputs=dict(plan.inputs),
+            alternatives=tuple(
+                Considered(prefill=a.prefill, decode=a.decode, attainment=a.attainment, headroom=a.headroom,
+                           binding=a.binding)
+                for a in plan.alternatives
+            ),
+            forecast=self._forecast if why == "plan" else None, changes=changes, dry_run=self._config.dry_run,
+            planner_id=self.planner_id,
+        )  # fmt: skip
+
+    def _next_epoch(self, lease: Lease) -> int:
         self._sequence += 1
-        wish = Wish(
-            worker_id=state.worker_id,
-            incarnation=state.incarnation,
-            role=role,
-            drain=drain,
-            epoch=self._lease.term << 32 | self._sequence,
-            decision_id=self._runtime.new_id("decision"),
-            sent_s=now_s,
-            deadline_s=now_s + self._config.command_timeout_s,
-        )
-        record = {"kind": "decision", "why": why, "from": state.role, "at_s": now_s, **msgspec.to_builtins(wish)}
-        await self._ledger.append(DECISIONS, msgspec.msgpack.encode(record))
-        self._log.info("role_change_decided", worker_id=wish.worker_id, role=role, drain=drain, why=why)
-        if not self._config.dry_run:
-            self._wishes[wish.worker_id] = wish
-            self._command(wish)
-        return wish
+        return lease.term << 32 | self._sequence
 
     def _command(self, wish: Wish) -> None:
         self._bus.publish(ROLE_CHANGE.at(worker_id=wish.worker_id), wish.command())
@@ -258,13 +331,13 @@ class RatioPlanner:
     def _outcome(self, wish: Wish, outcome: str, after_s: float | None = None) -> None:
         self._log.info("role_change_" + outcome, worker_id=wish.worker_id, role=wish.role, after_s=after_s)
         self._outcomes.append(
-            {"kind": "outcome", "decision_id": wish.decision_id, "outcome": outcome, "after_s": after_s}
+            ChangeOutcome(decision_id=wish.decision_id, worker_id=wish.worker_id, outcome=outcome, after_s=after_s)
         )
 
     async def _record_outcomes(self) -> None:
         while self._outcomes:
-            await self._ledger.append(DECISIONS, msgspec.msgpack.encode(self._outcomes[0]))
-            self._outcomes.pop(0)
+            await history.write(self._ledger, self._outcomes[0])
+            self._history.add(self._outcomes.pop(0))
 
     # --- people -------------------------------------------------------------------------------------------------
 
@@ -300,7 +373,7 @@ class RatioPlanner:
         await self._pin(request.worker_id, request.role)
         if state.role == request.role and request.worker_id not in self._wishes:
             return self._table(0.0, 0.0)
-        wish = await self._decide(state, request.role, request.drain, "person")
+        (wish,) = await self._decide([(state, request.role)], "person", drain=request.drain)
         return await self._read_back(wish, request)
 
     async def _read_back(self, wish: Wish, request: RolesRequest) -> RolesReply:
@@ -323,6 +396,12 @@ class RatioPlanner:
                     f"{wish.worker_id} did not show {request.until} in {request.timeout_s:g} s"
                 ) from None
         return self._table()
+
+    async def _on_decisions(self, request: DecisionsRequest) -> DecisionsReply:
+        found = self._history.like(request.decision_id) if request.decision_id else self._history.last(request.limit)
+        if request.decision_id and not found:
+            raise BadRequest(f"there is no decision {request.decision_id!r} among the last ones", "decision_id")
+        return DecisionsReply(decisions=found)
 
     def _table(self, accepting_s: float | None = None, drained_s: float | None = None) -> RolesReply:
         rows = core.rows(self._live(), self._pins, self._runtime.now())
