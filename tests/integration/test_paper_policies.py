@@ -117,7 +117,7 @@ def test_roles_follow_a_load_that_shifts_and_no_request_fails(name: str, little_
     assert run.gpu_seconds == 4 * SPAN_S
 
 
-@pytest.mark.parametrize("name", ["dopd-paper", "dyn-sla"])
+@pytest.mark.parametrize("name", ["dopd-paper", "dyn-sla", f"dyn-load[{QUICK}]"])
 def test_answers_take_workers_from_prompts(name: str, little_memory: Path) -> None:
     run, _ = ran(name, little_memory, FLIPPING[name])
     ends = [count for count in run.roles if count.at_s < 2 * PART_S]

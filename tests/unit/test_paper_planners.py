@@ -180,7 +180,7 @@ def test_roles_follow_the_load_one_change_per_round_every_ten_seconds(make: Call
     split = [pools(cluster) for cluster, _ in made]
     assert split[40][0] > 4 and split[-1][1] > split[40][1]
     assert all(sum(each) == 8 and min(each) >= 1 for each in split)
-    assert {plan.reason for _, plan in made} == {"between_intervals", "sized", "changing"}
+    assert {plan.reason for _, plan in made} == {"first_interval", "sized", "changing"}
 
 
 def test_the_same_views_bring_the_same_plans() -> None:
@@ -199,10 +199,20 @@ def test_a_round_that_cannot_size_says_why() -> None:
     assert at_the_interval(planner, busy, None).needs
     assert at_the_interval(planner, idle, PROMPTS).reason == "idle"
     assert at_the_interval(planner, a_cluster(1, 0), PROMPTS).reason == "too_few_workers"
-    for osl in (0.0, float("nan")):
-        plan = at_the_interval(planner, busy, forecast(osl=osl))
-        assert (plan.reason, plan.inputs["n_prefill"], plan.inputs["n_decode"]) == ("no_load", 1, 1)
+    assert {at_the_interval(planner, busy, forecast(osl=osl)).reason for osl in (0.0, float("nan"))} == {"no_load"}
+    assert not any(at_the_interval(planner, busy, seen).roles for seen in (None, forecast(osl=0.0)))
     assert at_the_interval(planner, busy, PROMPTS).reason == "sized"
+
+
+def test_each_pool_gets_its_one_worker_whatever_is_known() -> None:
+    plan = at_the_interval(dopd_paper.planner(Ground(AUTHORS)), a_cluster(3, 0), None)
+    assert list(plan.roles.values()) == ["decode"]
+
+
+def test_what_an_adjustment_said_holds_until_the_next() -> None:
+    made = [plan for _, plan in rounds(dopd_paper.planner(Ground(AUTHORS)), a_cluster(3, 1), [forecast()] * 45)]
+    assert [plan.reason for plan in made] == ["first_interval"] * 20 + ["sized"] * 25
+    assert made[20].inputs == made[39].inputs and made[20].inputs["n_prefill"] == 3
 
 
 def test_idle_begins_after_fifty_seconds_without_work() -> None:

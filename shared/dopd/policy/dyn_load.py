@@ -11,7 +11,7 @@ from dopd.cluster import ClusterView
 from dopd.policy.base import ForecastView, Plan, Policy
 from dopd.policy.dopd_paper import ONE_AT_A_TIME
 from dopd.policy.dyn_sla import AlwaysRemote
-from dopd.policy.pools import NOTHING, Swaps, members, starts, swaps_to
+from dopd.policy.pools import FIRST, NOTHING, Swaps, members, starts, swaps_to
 from dopd.slo import Slo
 
 PULL_S, INTERVAL_S = 10.0, 20.0
@@ -32,7 +32,8 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The state: what was seen in this interval, what each pool needs, and intervals until decode may shrink."""
+    """The state: what was seen in this interval, what each pool needs, intervals until decode may shrink, and what the
+    last adjustment said."""
 
     swaps: Swaps = NOTHING
     seen: tuple[Seen, ...] = ()
@@ -40,6 +41,7 @@ class Load:
     due_s: float = 0.0
     needs: tuple[int, int] | None = None
     grace: int = 0
+    said: Plan = FIRST
 
 
 class Thresholds:
@@ -63,7 +65,7 @@ class Thresholds:
         if state.swaps.pending:
             # Afterwards it looks anew: the pools are others than those that were seen.
             anew = replace(state, seen=(), pull_s=now_s + self._pull_s, due_s=now_s + self._interval_s)
-            return anew, Plan(state.swaps.next, reason="changing")
+            return anew, replace(state.said, roles=state.swaps.next, reason="changing")
         pools = len(members(cluster, "prefill")), len(members(cluster, "decode"))
         if not all(pools):
             return state, Plan({}, reason="too_few_workers", needs="a worker of each role that serves")
@@ -71,7 +73,7 @@ class Thresholds:
             isl_tokens = 0.0 if forecast is None else forecast.isl_tokens_mean
             state = replace(state, seen=(*state.seen, look(cluster, isl_tokens)), pull_s=now_s + self._pull_s)
         if now_s < state.due_s or not state.seen:
-            return state, Plan({}, reason="between_intervals")
+            return state, state.said
         return self._adjusted(state, cluster, pools, now_s)
 
     def _adjusted(self, state: Load, cluster: ClusterView, pools: tuple[int, int], now_s: float) -> tuple[Load, Plan]:
@@ -80,8 +82,10 @@ class Thresholds:
         swaps = swaps_to(cluster, *needs, now_s)
         queue, kv = _means(state.seen)
         inputs = {"queue": queue, "kv_usage": kv, "n_prefill": float(needs[0]), "n_decode": float(needs[1])}
-        after = replace(state, swaps=swaps, seen=(), due_s=now_s + self._interval_s, needs=needs, grace=grace)
-        return after, Plan(swaps.next, reason="thresholds", inputs=inputs)
+        said = Plan({}, reason="thresholds", inputs=inputs)
+        due_s = now_s + self._interval_s
+        after = replace(state, swaps=swaps, seen=(), due_s=due_s, needs=needs, grace=grace, said=said)
+        return after, replace(said, roles=swaps.next)
 
 
 def look(cluster: ClusterView, isl_tokens: float = 0.0) -> Seen:

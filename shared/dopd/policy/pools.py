@@ -100,16 +100,19 @@ class Sized:
     inputs: Mapping[str, float] = field(default_factory=dict)
 
 
+FIRST = Plan({}, reason="first_interval", needs="an interval to look at")
 Size = Callable[[ForecastView, ClusterView, Slo], Sized]
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """The state of `Intervals`: the changes under way, when to adjust next, when work was last seen."""
+    """The state of `Intervals`: the changes under way, when to adjust next, when work was last seen, and what the last
+    adjustment said, which holds until the next."""
 
     swaps: Swaps = NOTHING
     due_s: float | None = None
     seen_s: float | None = None
+    said: Plan = FIRST
 
 
 class Intervals:
@@ -130,30 +133,33 @@ class Intervals:
     ) -> tuple[Pace, Plan]:
         due_s = now_s + self._interval_s if state.due_s is None else state.due_s
         seen_s = now_s if state.seen_s is None or _busy(cluster) else state.seen_s
-        state = Pace(state.swaps.left(cluster, now_s), due_s, seen_s)
+        state = replace(state, swaps=state.swaps.left(cluster, now_s), due_s=due_s, seen_s=seen_s)
         if state.swaps.pending:
-            return state, Plan(state.swaps.next, reason="changing")
+            return state, replace(state.said, roles=state.swaps.next, reason="changing")
         if now_s < due_s:
-            return state, Plan({}, reason="between_intervals")
-        state = replace(state, due_s=now_s + self._interval_s)
-        if forecast is None:
-            return state, Plan({}, reason="no_forecast", needs="a forecast of the next interval")
-        if now_s - seen_s > self._idle_s:
-            return state, Plan({}, reason="idle")
+            return state, state.said
+        said, sizes = self._adjusted(forecast, cluster, slo, now_s - seen_s)
+        swaps = swaps_to(cluster, *sizes, now_s)
+        return Pace(swaps, now_s + self._interval_s, seen_s, said), replace(said, roles=swaps.next)
+
+    def _adjusted(
+        self, forecast: ForecastView | None, cluster: ClusterView, slo: Slo, idle_s: float
+    ) -> tuple[Plan, tuple[int, int]]:
+        """What is to be said, and what each pool needs."""
         most = len(members(cluster, "prefill")) + len(members(cluster, "decode"))
         if most < 2:
-            return state, Plan({}, reason="too_few_workers", needs="two workers that serve")
-        sized, reason = self._sized(forecast, cluster, slo)
-        prefill, decode = clamp(sized.prefill, sized.decode, most)
-        state = replace(state, swaps=swaps_to(cluster, prefill, decode, now_s))
-        inputs = {**sized.inputs, "n_prefill": float(prefill), "n_decode": float(decode)}
-        return state, Plan(state.swaps.next, reason=reason, inputs=inputs)
-
-    def _sized(self, forecast: ForecastView, cluster: ClusterView, slo: Slo) -> tuple[Sized, str]:
+            return Plan({}, reason="too_few_workers", needs="two workers that serve"), (0, 0)
+        if forecast is None:
+            return Plan({}, reason="no_forecast", needs="a forecast of the next interval"), (1, 1)
+        if idle_s > self._idle_s:
+            return Plan({}, reason="idle"), (1, 1)
         means = (forecast.requests_per_s, forecast.isl_tokens_mean, forecast.osl_tokens_mean)
         if not all(isfinite(mean) and mean > 0 for mean in means):
-            return Sized(1, 1), "no_load"
-        return self._size(forecast, cluster, slo), "sized"
+            return Plan({}, reason="no_load", needs="requests with prompts and answers"), (1, 1)
+        sized = self._size(forecast, cluster, slo)
+        prefill, decode = clamp(sized.prefill, sized.decode, most)
+        inputs = {**sized.inputs, "n_prefill": float(prefill), "n_decode": float(decode)}
+        return Plan({}, reason="sized", inputs=inputs), (prefill, decode)
 
 
 def _busy(cluster: ClusterView) -> bool:
