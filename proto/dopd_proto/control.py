@@ -96,7 +96,7 @@ class DecisionRecord(Message):
     """One decision of the ratio-planner as the ledger keeps it, also one to change nothing.
 
     `why` is who wanted it: plan, repair, pin or person; `reason` the policy's code, `needs` what it lacked. `prefill`
-    and `decode` workers served at `at_s`. Of `alternatives` the first was chosen, the second is the split there was.
+    and `decode` workers served at `at_s`. The first of `alternatives` was chosen.
     """
 
     decision_id: str

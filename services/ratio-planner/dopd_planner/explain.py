@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from dopd_proto.control import Change, Considered, DecisionRecord
+from dopd_proto.control import Change, DecisionRecord
 
 HEADINGS = ("decision", "at (UTC)", "why", "reason", "split", "binding", "changes")
 REASONS = {
@@ -88,7 +88,7 @@ def words(record: DecisionRecord) -> str:
     if record.forecast is not None:
         parts += ["", *_forecast(record)]
     if record.alternatives:
-        parts += ["", "Splits considered:", *_alternatives(record.alternatives)]
+        parts += ["", "Splits considered:", *_alternatives(record)]
     if record.changes:
         parts += ["", "Role changes:", *(f"  {_change(change)}" for change in record.changes)]
     return "\n".join(parts)
@@ -112,15 +112,13 @@ def _forecast(record: DecisionRecord) -> list[str]:
     return lines
 
 
-def _alternatives(alternatives: Sequence[Considered]) -> list[str]:
-    marks = ("chosen", "at that time")
-    same = len(alternatives) > 1 and alternatives[0] == alternatives[1]
+def _alternatives(record: DecisionRecord) -> list[str]:
     lines = []
-    for place, one in enumerate(alternatives):
-        mark = f"  {marks[place]}" if place < len(marks) and not same else ""
+    for place, one in enumerate(record.alternatives):
+        marks = ["chosen"] * (place == 0) + ["present"] * ((one.prefill, one.decode) == (record.prefill, record.decode))
         lines.append(
             f"  {one.prefill}P{one.decode}D: {one.attainment:.1%} within the targets, headroom {one.headroom:.0%}, "
-            f"limited by {one.binding}{mark}"
+            f"limited by {one.binding}" + (f" ({', '.join(marks)})" if marks else "")
         )
     return lines
 
