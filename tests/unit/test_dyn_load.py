@@ -8,7 +8,7 @@ from dopd.cluster import ClusterView, WorkerView
 from dopd.policy.base import ForecastView, Plan, Role
 from dopd.policy.dyn_load import Load, Seen, Thresholds, look, wanted
 from dopd.slo import Slo
-from tests.unit.test_paper_planners import a_cluster, a_worker, after, pools
+from tests.planner_rig import after, cluster_of, split_of, worker
 
 MIDDLE = 0.7
 
@@ -60,7 +60,7 @@ def test_needs_never_exceed_the_workers_and_change_by_one() -> None:
 
 
 def crowd(role: Role, waiting: int, used: int = 0) -> WorkerView:
-    return replace(a_worker(0, role, waiting=waiting), kv_used_tokens=used, kv_total_tokens=100)
+    return worker("w", role, waiting=waiting, kv_used_tokens=used, kv_total_tokens=100)
 
 
 def test_each_waiting_request_counts_as_two_hundredths_of_the_memory() -> None:
@@ -94,12 +94,12 @@ def rounds(cluster: ClusterView, count: int) -> list[tuple[ClusterView, Plan]]:
 
 
 def test_the_pools_move_by_one_worker_every_twenty_seconds() -> None:
-    made = rounds(a_cluster(2, 4), 65)
-    assert [pools(made[second][0])[0] for second in (19, 20, 39, 40, 60)] == [2, 3, 3, 4, 5]
-    assert made == rounds(a_cluster(2, 4), 65)
-    assert all(pools(cluster)[1] >= 1 for cluster, _ in rounds(a_cluster(2, 2), 200))
+    made = rounds(cluster_of(2, 4), 65)
+    assert [split_of(made[second][0])[0] for second in (19, 20, 39, 40, 60)] == [2, 3, 3, 4, 5]
+    assert made == rounds(cluster_of(2, 4), 65)
+    assert all(split_of(cluster)[1] >= 1 for cluster, _ in rounds(cluster_of(2, 2), 200))
 
 
 def test_without_a_worker_in_each_role_it_says_so() -> None:
-    plan = Thresholds().plan(Load(), ForecastView(1, 1, 1, 1), a_cluster(2, 0), Slo(), 0.0)[1]
+    plan = Thresholds().plan(Load(), ForecastView(1, 1, 1, 1), cluster_of(2, 0), Slo(), 0.0)[1]
     assert plan.reason == "too_few_workers" and plan.needs and not plan.roles

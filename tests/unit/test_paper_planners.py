@@ -15,6 +15,7 @@ from dopd.policy import dopd_paper, dyn_sla
 from dopd.policy.base import ForecastView, Ground, Plan, Planner, Role
 from dopd.policy.pools import GIVE_UP_S, NOTHING, Intervals, Pace, Swaps, clamp, starts, swaps_to
 from dopd.slo import Slo
+from tests.planner_rig import after, split_of, worker
 
 H200 = named("h200-llama-3.1-8b-fp8-tp1")
 AUTHORS = replace(
@@ -30,23 +31,12 @@ def forecast(rate: float = 18.8, isl: float = 1000.0, osl: float = 245.0) -> For
 
 
 def a_worker(number: int, role: Role, **more: object) -> WorkerView:
-    fields = {"incarnation": "i", "epoch": 1, "serving": True, "running": 1} | more
-    return WorkerView(f"w{number}", role=role, **fields)  # type: ignore[arg-type]
+    return worker(f"w{number}", role, **{"running": 1, **more})
 
 
 def a_cluster(prefill: int, decode: int, **more: object) -> ClusterView:
     roles: list[Role] = ["prefill"] * prefill + ["decode"] * decode
     return ClusterView(tuple(a_worker(number, role, **more) for number, role in enumerate(roles)))
-
-
-def pools(cluster: ClusterView) -> tuple[int, int]:
-    prefill = sum(worker.role == "prefill" for worker in cluster.workers)
-    return prefill, len(cluster.workers) - prefill
-
-
-def after(cluster: ClusterView, plan: Plan) -> ClusterView:
-    workers = (replace(worker, role=plan.roles.get(worker.worker_id, worker.role)) for worker in cluster.workers)
-    return replace(cluster, workers=tuple(workers))
 
 
 # --- DOPD's sizes -----------------------------------------------------------------------------------------------------
@@ -177,7 +167,7 @@ def test_roles_follow_the_load_one_change_per_round_every_ten_seconds(make: Call
     made = rounds(make(Ground(AUTHORS)), a_cluster(4, 4), [PROMPTS] * 41 + [ANSWERS] * 60)
     assert all(len(plan.roles) <= 1 for _, plan in made)
     assert not any(plan.roles for _, plan in made[:20]), "the first interval is only looked at"
-    split = [pools(cluster) for cluster, _ in made]
+    split = [split_of(cluster) for cluster, _ in made]
     assert split[40][0] > 4 and split[-1][1] > split[40][1]
     assert all(sum(each) == 8 and min(each) >= 1 for each in split)
     assert {plan.reason for _, plan in made} == {"first_interval", "sized", "changing"}
