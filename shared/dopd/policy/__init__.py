@@ -19,6 +19,7 @@ from dopd.perf.profile import Profile, named
 from dopd.policy.aggregated import AGGREGATED
 from dopd.policy.base import BudgetSpec, Ground, Policy, StepBudget
 from dopd.policy.distserve import DISTSERVE
+from dopd.policy.dopd import DOPD
 from dopd.policy.dopd_paper import DOPD_COLDSTART, DOPD_PAPER
 from dopd.policy.dyn_load import DYN_LOAD
 from dopd.policy.dyn_sla import DYN_SLA
@@ -27,7 +28,8 @@ from dopd.policy.static_split import named_split, static_split
 from dopd.slo import Slo
 
 POLICIES: dict[str, Policy] = {
-    policy.name: policy for policy in (SIMPLE, AGGREGATED, DISTSERVE, DOPD_PAPER, DOPD_COLDSTART, DYN_SLA, DYN_LOAD)
+    policy.name: policy
+    for policy in (SIMPLE, AGGREGATED, DISTSERVE, DOPD, DOPD_PAPER, DOPD_COLDSTART, DYN_SLA, DYN_LOAD)
 }
 ORACLE = "oracle-ratio"
 T = TypeVar("T")
