@@ -127,6 +127,10 @@ def theta(seen: Sequence[float], horizon: int) -> float:
     return level + slope / 2 * ((horizon - 1) / 2 + (1 - (1 - alpha) ** n) / alpha)
 
 
+TIE = 1e-9
+"""Log-likelihoods as near as this are equal: of two values every share says the same, but for rounding."""
+
+
 def kalman(seen: Sequence[float], horizon: int) -> float:
     """Local level (random walk seen through noise), variances by likelihood, diffuse start: SES whose first gains are
     large, so that few bins suffice."""
@@ -147,7 +151,7 @@ def kalman(seen: Sequence[float], horizon: int) -> float:
         if not steps or squares <= 0:
             return level  # one value, or all alike
         cost = steps * math.log(squares / steps) + logs
-        if cost < best_cost:
+        if cost < best_cost - TIE:
             best, best_cost = level, cost
     return best
 
