@@ -14,7 +14,7 @@ from dopd.engine.sim.kvstore import LocalStore
 from dopd.engine.sim.pair import check_pair, pair
 from dopd.ledger.memory import MemoryStore
 from dopd.perf.profile import Profile
-from dopd.policy import forecaster_of, policy_of, sizes
+from dopd.policy import forecaster_of, planner_of, policy_of, sizes
 from dopd.policy.base import Policy
 from dopd.runtime.clock import Runtime
 from dopd.slo import Slo
@@ -83,7 +83,7 @@ class LocalCluster:
         make = self.policy.planner
         bus = self.buses[name] = self.broker.connect(name)
         planner = self.planners[name] = RatioPlanner(
-            name, bus, self.ledger.open(), self.runtime, self.config.planner, slo, make and make()
+            name, bus, self.ledger.open(), self.runtime, planner_of(self.policy, self.config), slo, make and make()
         )
         await planner.start()
         return planner

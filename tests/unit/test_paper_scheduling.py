@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from dopd.cluster import ClusterView, WorkerView
 from dopd.config import Config, ForecasterConfig
-from dopd.policy import POLICIES, budget_from, forecaster_of, policy_named
+from dopd.policy import POLICIES, budget_from, forecaster_of, planner_of, policy_named
 from dopd.policy.base import Dispatch, RequestView, Role, StepView, WaitingView
 from dopd.policy.dopd_paper import Remote
 from dopd.policy.dyn_sla import AlwaysRemote
@@ -106,3 +106,8 @@ def test_the_papers_forecaster_is_arima_unless_the_config_names_models() -> None
     assert forecaster_of(POLICIES["dyn-load"], Config()) == ForecasterConfig()
     named = Config(forecaster=ForecasterConfig(models=("ses",), bin_s=5.0))
     assert forecaster_of(POLICIES["dopd-paper"], named) == named.forecaster
+
+
+def test_a_command_waits_for_the_start_that_it_asks_for() -> None:
+    assert planner_of(POLICIES["dopd-paper"], Config()) == Config().planner
+    assert planner_of(POLICIES["dopd-coldstart"], Config()).command_timeout_s == 60.0 + 45.0

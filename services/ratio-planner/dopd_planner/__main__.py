@@ -1,7 +1,7 @@
 """`python -m dopd_planner`: the ratio-planner as a process."""
 
 from dopd.ledger.jetstream import JetStreamLedger
-from dopd.policy import policy_of
+from dopd.policy import planner_of, policy_of
 from dopd.runtime.main import ServiceContext, run_service
 from dopd.slo import Slo
 from dopd_planner.service import RatioPlanner
@@ -11,9 +11,10 @@ async def serve(ctx: ServiceContext) -> None:
     """Run until asked to stop."""
     config = ctx.config
     ledger = await JetStreamLedger.open(config.cluster.broker_url, ctx.runtime, name="ratio-planner-ledger")
-    make = policy_of(config).planner
+    policy = policy_of(config)
+    make = policy.planner
     planner = RatioPlanner(
-        "planner", ctx.bus, ledger, ctx.runtime, config.planner,
+        "planner", ctx.bus, ledger, ctx.runtime, planner_of(policy, config),
         Slo(config.slo.ttft_s, config.slo.tpot_s), make() if make is not None else None,
     )  # fmt: skip
     await planner.start()

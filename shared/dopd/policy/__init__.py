@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from dopd.config import Config, ForecasterConfig
+from dopd.config import Config, ForecasterConfig, PlannerConfig
 from dopd.errors import ConfigError
 from dopd.perf.profile import Profile, named
 from dopd.policy.aggregated import AGGREGATED
@@ -77,6 +77,13 @@ def forecaster_of(policy: Policy, config: Config) -> ForecasterConfig:
     if not policy.forecast_models or given.models != ForecasterConfig().models:
         return given
     return msgspec.structs.replace(given, models=policy.forecast_models)
+
+
+def planner_of(policy: Policy, config: Config) -> PlannerConfig:
+    """The ratio-planner's config: a role that takes time to start gives its command as much more time."""
+    given, starts = config.planner, policy.starts() if policy.starts is not None else {}
+    longest_s = max(starts.values(), default=0.0)
+    return msgspec.structs.replace(given, command_timeout_s=given.command_timeout_s + longest_s) if longest_s else given
 
 
 def _with_params(policy: Policy, params: Mapping[str, float]) -> Policy:
