@@ -3,8 +3,9 @@
 Consumes a cluster view and a profile; produces dispatches within credit and KV budget. A part of `dopd`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from dopd.cluster import ClusterView, WorkerView
 from dopd.perf.model import step_s, transfer_s
@@ -24,7 +25,9 @@ LEAST_SLACK = 0.1
 class Seat:
     """A worker with what the round has given it already.
 
-    `prompt_s` is the work of its prompts; `requests` and `context_tokens` decode there or are on their way.
+    `prompt_s` is the work of its prompts; `requests` and `context_tokens` decode there or are on their way. From these
+    follow `load`, what counts where an answer is placed, `slack`, the share of its time for prompts, and `delay_s`, how
+    long a decode worker takes for the prompts that it has. Without credit `load` and `delay_s` are infinite.
     """
 
     worker: WorkerView
@@ -32,6 +35,9 @@ class Seat:
     prompt_s: float
     requests: int
     context_tokens: float
+    load: float = 0.0
+    slack: float = 0.0
+    delay_s: float = 0.0
 
 
 class Round:
@@ -48,6 +54,8 @@ class Round:
         pool = {id(seat) for seat in self.prefill}
         self._apart = [seat for seat in self.decode if id(seat) not in pool]
         self._room = room_of(queue, cluster)
+        for seat in seats.values():
+            self._rate(seat)
         self._look()
 
     def finish(self, request: RequestView) -> bool:
@@ -88,7 +96,7 @@ class Round:
         seat = self._spare
         if seat is None or seat.worker.worker_id in job.request.avoid:
             return False
-        if (seat.prompt_s + job.work_s) > within_s * self._slack(seat):
+        if (seat.prompt_s + job.work_s) > within_s * seat.slack:
             return False
         self._bind(job.request, SegmentPlan(seat.worker.worker_id))
         self._give(seat, job.work_s, job.request.isl_tokens)
@@ -113,11 +121,8 @@ class Round:
     def _look(self) -> None:
         """The best seats as they are now."""
         self._first = min((s for s in self.prefill if s.credit > 0), key=lambda s: s.prompt_s, default=None)
-        self._best = min((s for s in self.decode if s.credit > 0), key=self._load, default=None)
-        spare = [
-            (seat.prompt_s / slack, place) for place, seat in enumerate(self._apart) if (slack := self._slack(seat))
-        ]
-        self._spare = self._apart[min(spare)[1]] if spare else None
+        self._best = _finite(min(self.decode, key=_load, default=None), _load)
+        self._spare = _finite(min(self._apart, key=_delay_s, default=None), _delay_s)
 
     def _source(self, request: RequestView) -> Seat | None:
         if not request.avoid or self._first is None:
@@ -127,10 +132,14 @@ class Round:
     def _target(self, request: RequestView) -> Seat | None:
         if not request.avoid or self._best is None:
             return self._best
-        return min((s for s in self.decode if s.credit > 0), key=lambda s: (_avoided(s, request), self._load(s)))
+        return min((s for s in self.decode if s.credit > 0), key=lambda s: (_avoided(s, request), s.load))
 
-    def _load(self, seat: Seat) -> float:
-        return self._pressure(seat, self._tpot_s, 0, 0)
+    def _rate(self, seat: Seat) -> None:
+        """What follows from what it has."""
+        able = seat.credit > 0
+        seat.load = self._pressure(seat, self._tpot_s, 0, 0) if able else inf
+        seat.slack = self._slack(seat) if able else 0.0
+        seat.delay_s = seat.prompt_s / seat.slack if seat.slack else inf
 
     def _pressure(self, seat: Seat, tpot_s: float, requests: int, tokens: float) -> float:
         """The step as share of its target, or the memory in use if that is the larger share."""
@@ -141,7 +150,7 @@ class Round:
 
     def _slack(self, seat: Seat) -> float:
         """The share of a decode worker's time that may go to prompts; 0 when it is too little, or memory is short."""
-        if seat.credit <= 0 or self._pressure(seat, float("inf"), 0, 0) > KV_SHARE:
+        if self._pressure(seat, inf, 0, 0) > KV_SHARE:
             return 0.0
         step = step_s(self._profile, 0, 0, max(1, seat.requests), seat.context_tokens)
         slack = 1 - step / (STEP_SHARE * self._tpot_s)
@@ -155,6 +164,7 @@ class Round:
         seat.prompt_s += prompt_s
         seat.requests += context_tokens > 0
         seat.context_tokens += context_tokens
+        self._rate(seat)
         self._look()
 
 
@@ -183,6 +193,18 @@ def _seat(worker: WorkerView, token_s: float, mean_tokens: float) -> Seat:
     coming = max(0, requests - worker.decoding)
     prompt_s = worker.queued_prefill_tokens * token_s
     return Seat(worker, worker.credit, prompt_s, requests, worker.context_tokens + coming * mean_tokens)
+
+
+def _load(seat: Seat) -> float:
+    return seat.load
+
+
+def _delay_s(seat: Seat) -> float:
+    return seat.delay_s
+
+
+def _finite(seat: Seat | None, key: Callable[[Seat], float]) -> Seat | None:
+    return seat if seat is not None and key(seat) < inf else None
 
 
 def _avoided(seat: Seat, request: RequestView) -> bool:
