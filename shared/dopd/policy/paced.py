@@ -22,7 +22,7 @@ SATURATED = 0.1
 def knee_tokens(fixed_s: float, token_s: float, share: float = SATURATED) -> int:
     """Tokens at the knee of the prefill's cost: with so many the fixed cost is `share` of the rest (1.10, 6.7).
 
-    70B on 2 H100: 2,247.
+    70B on 2 H100: 2,246.
     """
     return max(1, int(fixed_s / (share * token_s)))
 
