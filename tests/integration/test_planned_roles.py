@@ -37,7 +37,7 @@ def test_roles_follow_the_load_and_no_request_fails(plain: Looked) -> None:
     assert served(plain)
     assert len(PARTS) == 3 and plain.run is not None
     by_part = [[c.n_prefill for c in plain.run.roles if c.at_s <= (n + 1) * PART_S - 1][-1] for n in range(3)]
-    assert by_part == [3, 2, 3]
+    assert by_part[0] == 3 > by_part[1] < by_part[2]
     assert all(count.n_prefill + count.n_decode == 4 for count in plain.run.roles)
 
 
@@ -52,7 +52,7 @@ def test_every_decision_is_recorded_with_what_it_came_from_and_what_came_of_it(p
             assert (change.outcome == "drained") == (change.drained_s is not None)
             assert 0 <= change.accepting_s <= (change.drained_s or 60.0)
             assert change.epoch >> 32 == record.term == 1
-    assert [change.outcome for record in plain.moves[:2] for change in record.changes] == ["drained"] * 2
+    assert {change.outcome for record in plain.moves[:2] for change in record.changes} == {"drained"}
     changed = sum(len(record.changes) for record in plain.moves)
     assert changed == len(plain.prefill) - 1
 

@@ -181,7 +181,7 @@ def test_the_time_decode_workers_have_left_serves_prompts_so_fewer_change() -> N
 
 
 def test_those_with_the_least_work_change_and_pinned_or_silent_ones_never_do() -> None:
-    workers = [worker("a", "prefill", pinned=True), worker("b", "decode", pinned=True)]
+    workers = [worker("a", "prefill", pinned=True, running=1), worker("b", "decode", pinned=True)]
     workers += [worker("c", "decode", serving=False)]
     workers += [worker(f"d{n}", "decode", context_tokens=1000 * (6 - n), decoding=6 - n) for n in range(6)]
     plan = one(RatioPlanner(local=0), forecast_of(30, **PROMPTS), ClusterView(tuple(workers)))

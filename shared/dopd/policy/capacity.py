@@ -4,7 +4,6 @@ Consumes a profile, targets and a `Demand` (seconds, tokens, requests); produces
 (algorithms.md D5 to D16 in rate form, with the time that decode workers have left for prompts).
 """
 
-from bisect import bisect_left
 from dataclasses import dataclass
 from itertools import accumulate
 from math import ceil, erfc, exp, sqrt
@@ -22,6 +21,7 @@ LOCAL_SHARE = 0.8
 LATE = 0.1
 """Of the requests of a pool at its limit so many are lost beyond those that do not fit: the late ones are given up
 first."""
+COLLAPSE = 7.0
 BURSTS = 2.0
 """Squared coefficient of variation of the times between arrivals; 1 is a Poisson stream."""
 
@@ -93,9 +93,10 @@ class Decoder:
         too_long = max(1.0, self._steps_s[self.bound - 1] / tpot_s)
         self.tokens_per_s = self._rates[-1] / too_long
 
-    def requests(self, tokens_per_s: float) -> int:
-        """The least concurrency at which one worker makes so many tokens per second; the bound where none does."""
-        return min(self.bound, bisect_left(self._rates, tokens_per_s) + 1)
+    @property
+    def tightness(self) -> float:
+        """How much of the time that a step may take it takes at the bound."""
+        return min(1.0, self.step_s(self.bound) / self.most_s)
 
     def step_s(self, requests: float) -> float:
         """Of so many requests, without prompts beside them."""
@@ -123,13 +124,15 @@ class Splits:
     def judged(self, prefill: int, decode: int) -> Alternative:
         """Of requests, those whose prompt is served in time (waiting times fall off exponentially, Kingman), then
         those that find a place to decode; above the limit of a pool the share that fits: min(r_P, r_D), D14 to D16.
+        Prompts that are late hold up no other. Decodes that are too many hold up each other, where their steps at the
+        bound leave no time to wait.
         """
         wanted, each = self._demand, self._demand.tokens_per_s / decode
         left = LOCAL_SHARE * self._decoder.left(each) if self._local else 0.0
         servers = prefill + decode * left
         prefill_use, decode_use = wanted.prefill_work / servers, each / self._decoder.tokens_per_s
         begun = 1 / max(1.0, prefill_use)
-        kept = 1 / max(1.0, begun * decode_use)
+        kept = max(1.0, begun * decode_use) ** -(1 + COLLAPSE * self._decoder.tightness**2)
         waited, crowded = (
             self._late(servers, min(1.0, prefill_use)),
             self._crowded(decode, min(1.0, begun * decode_use)),
@@ -158,5 +161,4 @@ class Splits:
         the bound are shorter than they may be, there is time to wait for a place."""
         places = decode * self._decoder.bound
         spread = sqrt(use * places)
-        share = min(1.0, self._decoder.step_s(self._decoder.bound) / self._decoder.most_s)
-        return share * erfc((1 - use) * places / spread / sqrt(2)) if spread else 0.0
+        return self._decoder.tightness * erfc((1 - use) * places / spread / sqrt(2)) if spread else 0.0

@@ -7,7 +7,7 @@ neither adds a worker nor takes one away. Whatever it decides, also nothing, it 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import inf, isfinite
+from math import exp, inf, isfinite
 from statistics import median
 
 from dopd.cluster import ClusterView, WorkerView
@@ -26,6 +26,11 @@ REGRET, REGRET_S = 0.1, 60.0
 """So much more a change must be worth that undoes the last one within so long: forecasts waver."""
 CLEAR = 0.03
 """Where a change mends so much of a lack, nobody waits for a second forecast."""
+LEVELS = (1 / 6, 1 / 2, 5 / 6)
+"""Attainment is expected over what the forecast holds possible: the mean over these quantiles."""
+BUSY_S, IDLE_S, SURPRISE = 5.0, 0.1, 1.4
+"""Where prefill workers have less than 0.1 s of prompts waiting, no more than 1.4 times the work comes that has kept
+them busy in the last seconds, whatever the forecast says: a forecast is slow to see that prompts are over."""
 KEPT = 5
 """Alternatives in a plan."""
 BAND = 0.15
@@ -35,7 +40,8 @@ BAND = 0.15
 @dataclass(frozen=True, slots=True)
 class State:
     """`grown` is the pool that the last change, at `changed_s`, has made larger. `round` is the forecast that was
-    looked at last, `wanted` the pool that it wanted larger, `times` in so many forecasts running. `correction`: D20."""
+    looked at last, `wanted` the pool that it wanted larger, `times` in so many forecasts running. `correction`: D20.
+    `busy` prefill workers of late, as of `seen_s`."""
 
     changed_s: float = -inf
     grown: str = ""
@@ -43,6 +49,8 @@ class State:
     wanted: str = ""
     times: int = 0
     correction: float = 1.0
+    busy: float = 0.0
+    seen_s: float = -inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +71,10 @@ class Pools:
 
 
 class RatioPlanner:
-    """Provisions for the `quantile` of the forecast: 0.9 where a lack costs nine times what a surplus does.
+    """Attainment is expected over the forecast; headroom is kept at its `quantile`: 0.9 where a lack costs nine times
+    what a surplus does.
 
-    Prompts that wait should be done within `clear_s` (0: the TTFT target). More than `alarm` of that target waiting per
+    Prompts that wait should be done within `clear_s`. More than `alarm` of that target waiting per
     prefill worker is an emergency. A pool whose lack is predicted grows at once; without a lack a better split must be
     wanted by `confirmations` forecasts, and is if the present one has less than `enough` headroom. For `cooldown_s`
     a pool that has grown does not shrink. Switches: `forecast`, `variance` and `local` 0 go without the forecast, the
@@ -76,9 +85,9 @@ class RatioPlanner:
         self,
         ground: Ground | None = None,
         quantile: float = 0.9,
-        enough: float = 0.15,
+        enough: float = 0.25,
         alarm: float = 0.5,
-        clear_s: float = 0.0,
+        clear_s: float = 5.0,
         confirmations: float = 2,
         cooldown_s: float = 10.0,
         forecast: float = 1,
@@ -110,18 +119,27 @@ class RatioPlanner:
             return state, Plan({}, reason="no_choice", needs="a third worker, or one that is not pinned")
         blind, needs = self._blind(forecast, now_s)
         seen = None if blind else forecast
-        state = replace(state, correction=self._corrected(state.correction, pools))
-        demand, decoder, inputs = self._demand(seen, pools, cluster, slo, state.correction)
+        state = replace(
+            state, correction=self._corrected(state.correction, pools), busy=_busy(state, pools, now_s), seen_s=now_s
+        )
+        demand, decoder, inputs = self._demand(seen, pools, cluster, slo, state, self._quantile)
         if not demand.prefill_work and not demand.tokens_per_s:
             return state, Plan({}, reason=blind or "no_demand", needs=needs or "requests", inputs=inputs)
-        judge = Splits(self._profile, slo, demand, decoder, self._local)
-        judged = {split: judge.judged(*split) for split in splits}
-        now = judged.get(pools.split) or judge.judged(*pools.split)
+        reserve = Splits(self._profile, slo, demand, decoder, self._local)
+        likely = [
+            Splits(self._profile, slo, self._demand(seen, pools, cluster, slo, state, level)[0], decoder,
+                   self._local)
+            for level in (LEVELS if seen is not None else ())
+        ]  # fmt: skip
+        judged = {split: _expected_of(reserve, likely, split) for split in {*splits, pools.split}}
+        now = judged[pools.split]
+        if blind:  # step by step, since nobody knows how far to go (1.13)
+            judged = {split: one for split, one in judged.items() if abs(split[0] - now.prefill) <= 1}
         best = max(judged.values(), key=lambda one: (self._worth(one) - _cost(now, one), one.headroom, one.prefill))
         full = "prefill" if best.prefill > now.prefill else "decode"
         limit = self._alarm * slo.ttft_s * now.prefill if full == "prefill" else now.decode
         alarm = inputs["backlog_s" if full == "prefill" else "decode_backlog"] > limit
-        if now_s - state.changed_s < self._clears_s(slo):
+        if now_s - state.changed_s < slo.ttft_s:
             reason = "settling"
         else:
             state, reason = self._judge(state, now, best, alarm, blind, forecast, now_s)
@@ -171,14 +189,16 @@ class RatioPlanner:
         if not alarm and pool != state.grown and now_s - state.changed_s < self._cooldown_s:
             return state, "cooldown"
         if alarm or (now.attainment < FINE and gain > cost + CLEAR):
-            return State(now_s, pool, correction=state.correction), f"{'emergency' if alarm else 'grow'}_{pool}"
+            return replace(state, changed_s=now_s, grown=pool, wanted="", times=0), (
+                f"{'emergency' if alarm else 'grow'}_{pool}"
+            )
         turn = forecast.start_s if forecast is not None else now_s
         if turn != state.round:
             times = state.times + 1 if pool == state.wanted else 1
             state = replace(state, round=turn, wanted=pool, times=times)
         if state.times < self._confirmations:
             return state, "awaiting_confirmation"
-        return State(now_s, pool, correction=state.correction), f"rebalance_{pool}"
+        return replace(state, changed_s=now_s, grown=pool, wanted="", times=0), f"rebalance_{pool}"
 
     # --- what is wanted -----------------------------------------------------------------------------------------
 
@@ -196,27 +216,36 @@ class RatioPlanner:
         return "", ""
 
     def _demand(
-        self, forecast: ForecastView | None, pools: Pools, cluster: ClusterView, slo: Slo, correction: float
+        self,
+        forecast: ForecastView | None,
+        pools: Pools,
+        cluster: ClusterView,
+        slo: Slo,
+        state: State,
+        level: float,
     ) -> tuple[Demand, Decoder, dict[str, float]]:
         """From the forecast and from what waits; without a forecast from what is being done."""
-        prompts, work, tokens_per_s = self._expected(forecast)
+        prompts, work, tokens_per_s = self._expected(forecast, level)
         decoding = sum(w.decoding for w in pools.decode)
         seen_tokens = sum(w.context_tokens for w in pools.decode) / decoding if decoding else 0.0
         context = seen_tokens or (prompts.isl_tokens + (forecast.osl_tokens_mean / 2 if forecast else 0.0)) or 1.0
         kv_tokens = min((w.kv_total_tokens for w in pools.decode if w.kv_total_tokens), default=0)
-        decoder = Decoder(self._profile, slo.tpot_s, context, kv_tokens, correction)
+        decoder = Decoder(self._profile, slo.tpot_s, context, kv_tokens, state.correction)
         workers = sum(pools.split)
         waiting = cluster.waiting_prefill_tokens + sum(w.queued_prefill_tokens for w in (*pools.prefill, *pools.decode))
         backlog_s = waiting * prompts.token_s
         if forecast is None:
-            work = sum(0.9 for w in pools.prefill if w.running or w.waiting)
+            work = state.busy
+        elif any(w.decoding for w in pools.decode) and backlog_s < IDLE_S * len(pools.prefill):
+            work = min(work, SURPRISE * state.busy + 0.5)
         if forecast is None or _lengths_unknown(forecast):
             tokens_per_s = sum(w.decoding / decoder.step_s(w.decoding) for w in pools.decode if w.decoding)
         made = sum(w.decoding / w.step_s for w in pools.decode if w.step_s)
-        unplaced = cluster.waiting_decodes + sum(max(0, w.waiting) for w in pools.decode if not w.queued_prefill_tokens)
+        unplaced = cluster.waiting_decodes + sum(w.waiting for w in pools.decode if not w.queued_prefill_tokens)
+        unplaced += sum(max(0, w.decoding - decoder.bound) for w in pools.decode)
         demand = Demand(
-            prefill_work=work + min(backlog_s / self._clears_s(slo), workers),
-            tokens_per_s=max(tokens_per_s, made) + min(unplaced / slo.tpot_s, workers * decoder.tokens_per_s),
+            prefill_work=work + min(backlog_s / self._clear_s, workers),
+            tokens_per_s=max(tokens_per_s, made) + min(2 * unplaced / slo.tpot_s, workers * decoder.tokens_per_s),
             context_tokens=context,
             prompts=prompts,
         )
@@ -231,30 +260,20 @@ class RatioPlanner:
             "context_tokens": context,
             "most_requests": decoder.bound,
             "worker_tokens_per_s": decoder.tokens_per_s,
-            "correction": correction,
+            "correction": state.correction,
+            "busy_prefill": state.busy,
             "quantile": self._quantile,
         }  # fmt: skip
 
-    def _expected(self, forecast: ForecastView | None) -> tuple[Prompts, float, float]:
-        """Prompts, prefill work and output tokens per second at the quantile."""
+    def _expected(self, forecast: ForecastView | None, level: float) -> tuple[Prompts, float, float]:
+        """Prompts, prefill work and output tokens per second at this quantile."""
         if forecast is None:
             return prompts_of(self._profile, self._batch_tokens, 0.0, self._batch_tokens), 0.0, 0.0
         isl_var = forecast.isl_tokens_var if self._variance else 0.0
         prompts = prompts_of(self._profile, forecast.isl_tokens_mean, isl_var, self._batch_tokens)
-        work = forecast.requests_per_s * prompts.batched_s * self._over("prefill_work", forecast)
-        tokens_per_s = forecast.requests_per_s * forecast.osl_tokens_mean * self._over("decode_work", forecast)
+        work = forecast.requests_per_s * prompts.batched_s * _over("prefill_work", forecast, level)
+        tokens_per_s = forecast.requests_per_s * forecast.osl_tokens_mean * _over("decode_work", forecast, level)
         return prompts, work, tokens_per_s
-
-    def _clears_s(self, slo: Slo) -> float:
-        return self._clear_s or slo.ttft_s
-
-    def _over(self, name: str, forecast: ForecastView) -> float:
-        """The quantile of this series over its mean; that of the requests where the series is not told."""
-        series = forecast.series.get(name) or forecast.series.get("requests_per_s")
-        if series is None or not series.point > 0:
-            return 1.0
-        over = series.at(self._quantile) / series.point
-        return over if isfinite(over) else 1.0
 
     def _corrected(self, before: float, pools: Pools) -> float:
         """Observed over predicted decode step (D20), within a half and twice, followed slowly."""
@@ -273,6 +292,30 @@ def _lengths_unknown(forecast: ForecastView) -> bool:
     """No answer has ended: what is known of their length is the limit that was asked for."""
     answers = forecast.series.get("osl_tokens_mean")
     return answers is not None and answers.reason == "osl_from_limit"
+
+
+def _over(name: str, forecast: ForecastView, level: float) -> float:
+    """The quantile of this series over its mean; that of the requests where the series is not told."""
+    series = forecast.series.get(name) or forecast.series.get("requests_per_s")
+    if series is None or not series.point > 0:
+        return 1.0
+    over = series.at(level) / series.point
+    return over if isfinite(over) else 1.0
+
+
+def _expected_of(reserve: Splits, likely: Sequence[Splits], split: tuple[int, int]) -> Alternative:
+    """The split with its mean attainment, and its headroom at the quantile."""
+    one = reserve.judged(*split)
+    if not likely:
+        return one
+    return replace(one, attainment=sum(each.judged(*split).attainment for each in likely) / len(likely))
+
+
+def _busy(state: State, pools: Pools, now_s: float) -> float:
+    """Prefill workers at work, as a mean that fades."""
+    seen = float(sum(1 for w in pools.prefill if w.running or w.waiting or w.queued_prefill_tokens))
+    kept = exp(-(now_s - state.seen_s) / BUSY_S) if now_s >= state.seen_s else 0.0
+    return kept * state.busy + (1 - kept) * seen
 
 
 def _cost(now: Alternative, then: Alternative) -> float:
