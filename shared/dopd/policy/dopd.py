@@ -14,6 +14,7 @@ from dopd.cluster import ClusterView
 from dopd.perf.model import prefill_s
 from dopd.policy.base import BudgetSpec, Dispatch, Ground, Policy, RequestView
 from dopd.policy.deadlines import Job, split_late
+from dopd.policy.ratio import RatioPlanner
 from dopd.policy.seating import Round
 
 IDLE_S = 0.02
@@ -105,4 +106,5 @@ DOPD = Policy(
     name="dopd",
     scheduler=LengthAware,
     budget=BudgetSpec("dopd.policy.paced:Paced", prefills_only=True),
+    planner=RatioPlanner,
 )
