@@ -109,9 +109,9 @@ def test_every_reason_of_the_planner_has_words() -> None:
     import inspect
     import re
 
-    from dopd.policy import ratio
+    from dopd.policy import demand, ratio
 
-    source = inspect.getsource(ratio)
+    source = inspect.getsource(ratio) + inspect.getsource(demand)
     coded = set(re.findall(r'reason="(\w+)"', source)) | set(re.findall(r'return "(\w+)", "', source))
     coded |= set(re.findall(r'return state, "(\w+)"', source)) | {"best_split", "headroom_fine", "gain_below_cost"}
     coded |= {f"{kind}_{pool}" for kind in ("grow", "emergency", "rebalance") for pool in ("prefill", "decode")}

@@ -1,19 +1,20 @@
 """The planner of `dopd`: the split of prefill and decode workers that serves most of what is expected and what waits.
 
-Consumes a forecast and the cluster; produces a `Plan` (algorithms.md 1.5 in rate form, 1.13, 1.14 and 7). Every split
-of the workers there are is judged (`capacity`); a change must be worth what it costs. A plan gives roles anew, so it
-neither adds a worker nor takes one away. Whatever it decides, also nothing, it says why.
+Consumes a forecast and the cluster; produces a `Plan` (algorithms.md 1.13, 1.14 and 7). What is wanted of the workers
+says `demand`; every split of them is judged (`capacity`); a change must be worth what it costs. A plan gives roles
+anew, so it neither adds a worker nor takes one away. Whatever it decides, also nothing, it says why.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import exp, inf, isfinite
-from statistics import median
+from functools import partial
+from math import inf
 
-from dopd.cluster import ClusterView, WorkerView
-from dopd.perf.model import step_s
-from dopd.policy.base import Alternative, ForecastView, Ground, Plan, Role
-from dopd.policy.capacity import Decoder, Demand, Prompts, Splits, prompts_of
+from dopd.cluster import ClusterView
+from dopd.policy.base import Alternative, ForecastView, Ground, Plan
+from dopd.policy.capacity import Splits
+from dopd.policy.demand import Wanted, busy_of
+from dopd.policy.split import Pools, flips
 from dopd.slo import Slo
 
 FINE = 0.99
@@ -28,13 +29,8 @@ CLEAR = 0.03
 """Where a change mends so much of a lack, nobody waits for a second forecast."""
 LEVELS = (1 / 6, 1 / 2, 5 / 6)
 """Attainment is expected over what the forecast holds possible: the mean over these quantiles."""
-BUSY_S, IDLE_S, SURPRISE = 5.0, 0.1, 1.4
-"""Where prefill workers have less than 0.1 s of prompts waiting, no more than 1.4 times the work comes that has kept
-them busy in the last seconds, whatever the forecast says: a forecast is slow to see that prompts are over."""
 KEPT = 5
 """Alternatives in a plan."""
-BAND = 0.15
-"""Steps that differ less than this from the profile say nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +47,6 @@ class State:
     correction: float = 1.0
     busy: float = 0.0
     seen_s: float = -inf
-
-
-@dataclass(frozen=True, slots=True)
-class Pools:
-    """The workers that serve, by role. `mixed` ones count as decode workers: they take prompts as well."""
-
-    prefill: tuple[WorkerView, ...]
-    decode: tuple[WorkerView, ...]
-
-    @property
-    def split(self) -> tuple[int, int]:
-        return len(self.prefill), len(self.decode)
-
-    def splits(self) -> list[tuple[int, int]]:
-        """All that can be had, with a worker in each pool, leaving alone whom a person has pinned."""
-        least, most = sum(w.pinned for w in self.prefill), sum(self.split) - sum(w.pinned for w in self.decode)
-        return [(n, sum(self.split) - n) for n in range(max(1, least), min(sum(self.split) - 1, most) + 1)]
 
 
 class RatioPlanner:
@@ -95,11 +74,9 @@ class RatioPlanner:
         local: float = 1,
     ) -> None:
         self._profile = (ground or Ground()).profile
-        self._quantile, self._enough, self._alarm, self._clear_s = quantile, enough, alarm, clear_s
-        self._confirmations, self._cooldown_s = int(confirmations), cooldown_s
-        self._forecast, self._variance, self._local = bool(forecast), bool(variance), bool(local)
-        # In a full step of prompts the fixed cost is a tenth of the rest (1.10).
-        self._batch_tokens = 10 * self._profile.prefill_fixed_s / max(1e-9, self._profile.prefill_token_s)
+        self._quantile, self._enough, self._alarm = quantile, enough, alarm
+        self._confirmations, self._cooldown_s, self._local = int(confirmations), cooldown_s, bool(local)
+        self._wanted = Wanted(self._profile, clear_s, bool(forecast), bool(variance))
 
     def initial(self) -> State:
         return State()
@@ -109,28 +86,26 @@ class RatioPlanner:
     ) -> tuple[State, Plan]:
         """The roles to change now; none, with the reason, where that is best."""
         serving = [w for w in cluster.workers if w.serving]
-        pools = Pools(
-            tuple(w for w in serving if w.role == "prefill"), tuple(w for w in serving if w.role != "prefill")
-        )
+        pools = Pools.of(serving)
         splits = pools.splits()
         if len(serving) < 2 or not all(pools.split):
             return state, Plan({}, reason="too_few_workers", needs="a serving worker in each pool")
         if splits == [pools.split]:
             return state, Plan({}, reason="no_choice", needs="a third worker, or one that is not pinned")
-        blind, needs = self._blind(forecast, now_s)
+        blind, needs = self._wanted.blind(forecast, now_s)
         seen = None if blind else forecast
-        state = replace(
-            state, correction=self._corrected(state.correction, pools), busy=_busy(state, pools, now_s), seen_s=now_s
-        )
-        demand, decoder, inputs = self._demand(seen, pools, cluster, slo, state, self._quantile)
+        busy = busy_of(state.busy, state.seen_s, pools, now_s)
+        state = replace(state, correction=self._wanted.corrected(state.correction, pools), busy=busy, seen_s=now_s)
+        wanted = partial(self._wanted.demand, seen, pools, cluster, slo, state.correction, busy)
+        demand, decoder, inputs = wanted(self._quantile)
+        inputs["quantile"] = self._quantile
         if not demand.prefill_work and not demand.tokens_per_s:
             return state, Plan({}, reason=blind or "no_demand", needs=needs or "requests", inputs=inputs)
         reserve = Splits(self._profile, slo, demand, decoder, self._local)
         likely = [
-            Splits(self._profile, slo, self._demand(seen, pools, cluster, slo, state, level)[0], decoder,
-                   self._local)
+            Splits(self._profile, slo, wanted(level)[0], decoder, self._local)
             for level in (LEVELS if seen is not None else ())
-        ]  # fmt: skip
+        ]
         judged = {split: _expected_of(reserve, likely, split) for split in {*splits, pools.split}}
         now = judged[pools.split]
         if blind:  # step by step, since nobody knows how far to go (1.13)
@@ -200,108 +175,6 @@ class RatioPlanner:
             return state, "awaiting_confirmation"
         return replace(state, changed_s=now_s, grown=pool, wanted="", times=0), f"rebalance_{pool}"
 
-    # --- what is wanted -----------------------------------------------------------------------------------------
-
-    def _blind(self, forecast: ForecastView | None, now_s: float) -> tuple[str, str]:
-        """Why the forecast is not used, and what it lacks; ("", "") when it is."""
-        if not self._forecast:
-            return "forecast_off", ""
-        if forecast is None:
-            return "no_forecast", "a forecast; is the forecaster running?"
-        if forecast.horizon_s and now_s > forecast.start_s + 2 * forecast.horizon_s:
-            return "forecast_stale", "a newer forecast; is the forecaster running?"
-        lengths = (forecast.isl_tokens_mean, forecast.osl_tokens_mean, forecast.requests_per_s)
-        if not all(isfinite(one) and one >= 0 for one in lengths):
-            return "forecast_unknown", "requests that show how long prompts and answers are"
-        return "", ""
-
-    def _demand(
-        self,
-        forecast: ForecastView | None,
-        pools: Pools,
-        cluster: ClusterView,
-        slo: Slo,
-        state: State,
-        level: float,
-    ) -> tuple[Demand, Decoder, dict[str, float]]:
-        """From the forecast and from what waits; without a forecast from what is being done."""
-        prompts, work, tokens_per_s = self._expected(forecast, level)
-        decoding = sum(w.decoding for w in pools.decode)
-        seen_tokens = sum(w.context_tokens for w in pools.decode) / decoding if decoding else 0.0
-        context = seen_tokens or (prompts.isl_tokens + (forecast.osl_tokens_mean / 2 if forecast else 0.0)) or 1.0
-        kv_tokens = min((w.kv_total_tokens for w in pools.decode if w.kv_total_tokens), default=0)
-        decoder = Decoder(self._profile, slo.tpot_s, context, kv_tokens, state.correction)
-        workers = sum(pools.split)
-        waiting = cluster.waiting_prefill_tokens + sum(w.queued_prefill_tokens for w in (*pools.prefill, *pools.decode))
-        backlog_s = waiting * prompts.token_s
-        if forecast is None:
-            work = state.busy
-        elif any(w.decoding for w in pools.decode) and backlog_s < IDLE_S * len(pools.prefill):
-            work = min(work, SURPRISE * state.busy + 0.5)
-        if forecast is None or _lengths_unknown(forecast):
-            tokens_per_s = sum(w.decoding / decoder.step_s(w.decoding) for w in pools.decode if w.decoding)
-        made = sum(w.decoding / w.step_s for w in pools.decode if w.step_s)
-        unplaced = cluster.waiting_decodes + sum(w.waiting for w in pools.decode if not w.queued_prefill_tokens)
-        unplaced += sum(max(0, w.decoding - decoder.bound) for w in pools.decode)
-        demand = Demand(
-            prefill_work=work + min(backlog_s / self._clear_s, workers),
-            tokens_per_s=max(tokens_per_s, made) + min(2 * unplaced / slo.tpot_s, workers * decoder.tokens_per_s),
-            context_tokens=context,
-            prompts=prompts,
-        )
-        return demand, decoder, {
-            "requests_per_s": forecast.requests_per_s if forecast else 0.0,
-            "isl_tokens": prompts.isl_tokens,
-            "osl_tokens": forecast.osl_tokens_mean if forecast else 0.0,
-            "prefill_work": work,
-            "tokens_per_s": tokens_per_s,
-            "backlog_s": backlog_s,
-            "decode_backlog": unplaced,
-            "context_tokens": context,
-            "most_requests": decoder.bound,
-            "worker_tokens_per_s": decoder.tokens_per_s,
-            "correction": state.correction,
-            "busy_prefill": state.busy,
-            "quantile": self._quantile,
-        }  # fmt: skip
-
-    def _expected(self, forecast: ForecastView | None, level: float) -> tuple[Prompts, float, float]:
-        """Prompts, prefill work and output tokens per second at this quantile."""
-        if forecast is None:
-            return prompts_of(self._profile, self._batch_tokens, 0.0, self._batch_tokens), 0.0, 0.0
-        isl_var = forecast.isl_tokens_var if self._variance else 0.0
-        prompts = prompts_of(self._profile, forecast.isl_tokens_mean, isl_var, self._batch_tokens)
-        work = forecast.requests_per_s * prompts.batched_s * _over("prefill_work", forecast, level)
-        tokens_per_s = forecast.requests_per_s * forecast.osl_tokens_mean * _over("decode_work", forecast, level)
-        return prompts, work, tokens_per_s
-
-    def _corrected(self, before: float, pools: Pools) -> float:
-        """Observed over predicted decode step (D20), within a half and twice, followed slowly."""
-        ratios = [
-            w.step_s / step_s(self._profile, 0, 0, w.decoding, w.context_tokens)
-            for w in pools.decode
-            if w.step_s and w.decoding and not w.queued_prefill_tokens
-        ]
-        if not ratios:
-            return before
-        observed = min(2.0, max(0.5, median(ratios)))
-        return 0.9 * before + 0.1 * (observed if abs(observed - 1) > BAND else 1.0)
-
-
-def _lengths_unknown(forecast: ForecastView) -> bool:
-    """No answer has ended: what is known of their length is the limit that was asked for."""
-    answers = forecast.series.get("osl_tokens_mean")
-    return answers is not None and answers.reason == "osl_from_limit"
-
-
-def _over(name: str, forecast: ForecastView, level: float) -> float:
-    """The quantile of this series over its mean; that of the requests where the series is not told."""
-    series = forecast.series.get(name) or forecast.series.get("requests_per_s")
-    if series is None or not series.point > 0:
-        return 1.0
-    over = series.at(level) / series.point
-    return over if isfinite(over) else 1.0
-
 
 def _expected_of(reserve: Splits, likely: Sequence[Splits], split: tuple[int, int]) -> Alternative:
     """The split with its mean attainment, and its headroom at the quantile."""
@@ -311,31 +184,9 @@ def _expected_of(reserve: Splits, likely: Sequence[Splits], split: tuple[int, in
     return replace(one, attainment=sum(each.judged(*split).attainment for each in likely) / len(likely))
 
 
-def _busy(state: State, pools: Pools, now_s: float) -> float:
-    """Prefill workers at work, as a mean that fades."""
-    seen = float(sum(1 for w in pools.prefill if w.running or w.waiting or w.queued_prefill_tokens))
-    kept = exp(-(now_s - state.seen_s) / BUSY_S) if now_s >= state.seen_s else 0.0
-    return kept * state.busy + (1 - kept) * seen
-
-
 def _cost(now: Alternative, then: Alternative) -> float:
     """Of the attainment until the next change, what the changes between two splits take."""
     return FLIP_S / HOLD_S * abs(then.prefill - now.prefill) / (now.prefill + now.decode)
-
-
-def flips(pools: Pools, more_prefill: int) -> dict[str, Role]:
-    """New roles for the workers with the least work of their old one; those that still drain last."""
-    if more_prefill > 0:
-        return {w.worker_id: "prefill" for w in _idlest(pools.decode)[:more_prefill]}
-    return {w.worker_id: "decode" for w in _idlest(pools.prefill)[:-more_prefill]}
-
-
-def _idlest(workers: Sequence[WorkerView]) -> list[WorkerView]:
-    free = [w for w in workers if not w.pinned]
-    return sorted(
-        free,
-        key=lambda w: (not w.drained, w.queued_prefill_tokens, w.context_tokens, w.running + w.waiting, w.worker_id),
-    )
 
 
 def _binding(chosen: Alternative, splits: Sequence[tuple[int, int]], enough: float) -> str:
