@@ -331,11 +331,11 @@ def test_a_planner_that_crashes_comes_back_with_a_higher_epoch_and_the_same_pins
     async def crash(house: House) -> None:
         assert not await house.set_role("w1", "decode", "overlap")
         before = house.cluster.workers["w1"].role.epoch
-        await house.cluster.planner._pin("w1", "decode")
+        await house.cluster.planner.pins.pin("w1", "decode")
         house.cluster.kill_planner("planner")
         planner = await house.cluster.add_planner("planner")
         await asyncio.sleep(house.cluster.config.planner.lease_s + 1.0)
-        assert planner.leading and planner._pins == {"w1": "decode"}
+        assert planner.leading and planner.pins.roles == {"w1": "decode"}
         assert not await house.set_role("w1", "prefill", "wait")
         assert house.cluster.workers["w1"].role.epoch >> 32 > before >> 32
 
@@ -353,7 +353,7 @@ def test_wishes_of_several_people_at_once_are_all_carried_out(lost_answer: bool)
         house.cluster.ledger.delay_s = 0.02
         wishes = [house.set_role(w, role, "overlap") for w, role in (("w1", "decode"), ("w3", "prefill"))]  # type: ignore[arg-type]
         assert await asyncio.gather(*wishes) == ["", ""]
-        assert house.cluster.planner._pins == {}
+        assert house.cluster.planner.pins.roles == {}
         house.cluster.ledger.delay_s = 0.0
 
     run_house(wish, 0)
@@ -376,7 +376,7 @@ def test_of_two_planners_one_leads_and_a_stale_leader_is_refused(seed: int) -> N
         role = house.cluster.workers["w1"].role
         assert role.epoch >> 32 == stale.term + 1
         first._lease = stale
-        state, _ = first._states["w1"]
+        state = first.heard.live()["w1"]
         # Nothing can be recorded, so nothing is commanded; and what was recorded before the freeze is refused.
         wish = first_wish(first, state)
         first._command(wish)

@@ -91,9 +91,9 @@ def test_a_planner_that_dies_in_the_middle_of_a_change_leaves_it_to_the_next_one
     async def die(stage: Stage, looked: Looked) -> None:
         cluster = stage.cluster
         cluster.broker.fault = _commands_are_lost
-        while not cluster.planner._wishes:  # noqa: ASYNC110
+        while not cluster.planner.wishes.leaving():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        looked.worker_id = next(iter(cluster.planner._wishes))
+        looked.worker_id = next(iter(cluster.planner.wishes)).worker_id
         cluster.kill_planner("planner")
         assert cluster.workers[looked.worker_id].role.role == "decode"
         cluster.broker.fault = None
