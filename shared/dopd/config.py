@@ -169,6 +169,13 @@ class LogConfig(Section, frozen=True):
     format: Literal["auto", "json", "console"] = "auto"
 
 
+class ObservabilityConfig(Section, frozen=True):
+    """The operator port, which each service has for itself: `/metrics` and `/health`. 0: the system picks one."""
+
+    operator_host: str = "127.0.0.1"
+    operator_port: Port = 0
+
+
 class Config(Section, frozen=True):
     """Everything, resolved."""
 
@@ -182,6 +189,7 @@ class Config(Section, frozen=True):
     engine: EngineConfig = EngineConfig()
     workload: WorkloadConfig = WorkloadConfig()
     log: LogConfig = LogConfig()
+    observability: ObservabilityConfig = ObservabilityConfig()
 
 
 ENV_PREFIX = "DOPD__"

@@ -4,7 +4,6 @@ import argparse
 
 from dopd.config import EngineConfig, real_engine, served_name
 from dopd.engine.sim.tokens import VOCABULARY
-from dopd.obs.telemetry import Tracing
 from dopd.policy import policy_of
 from dopd.runtime.main import ServiceContext, run_service
 from dopd.slo import Slo
@@ -17,9 +16,6 @@ from dopd_gateway.service import Gateway
 from dopd_gateway.spans import Spans
 from dopd_gateway.text import Vocabulary
 from dopd_gateway.tokenizer import Tokenizer
-
-TRACING_STOP_S = 2.0
-"""How long the last spans may take on their way to the collector."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,10 +33,9 @@ async def serve(ctx: ServiceContext) -> None:
     config = ctx.config
     words = vocabulary(config.engine)
     policy = policy_of(config)
-    tracing = Tracing.from_environment("gateway", ctx.args.gateway_id, ctx.runtime.now)
     gateway = Gateway(
         ctx.args.gateway_id, policy, ctx.bus, ctx.runtime, config.gateway, served_name(config.engine),
-        on_ended=Spans(tracing) if tracing is not None else None,
+        on_ended=Spans(ctx.tracing) if ctx.tracing is not None else None,
     )  # fmt: skip
     slo = Slo(config.slo.ttft_s, config.slo.tpot_s)
     api = TextGateway(gateway, words, ctx.runtime, slo, config.gateway.timeout_s)
@@ -53,8 +48,6 @@ async def serve(ctx: ServiceContext) -> None:
     await http.stop()
     await nats.stop(config.worker.stop_grace_s)
     await gateway.stop()
-    if tracing is not None:
-        await tracing.stop(TRACING_STOP_S)
 
 
 if __name__ == "__main__":

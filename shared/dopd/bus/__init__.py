@@ -66,6 +66,10 @@ class Bus(Protocol):
     def max_payload(self) -> int:
         """The largest message in bytes."""
 
+    @property
+    def fault_counts(self) -> Mapping[str, int]:
+        """Faults so far, by kind."""
+
     def publish(self, to: Address[M], message: M) -> None:
         """Send without waiting; kept and sent later while the broker is away.
 

@@ -6,6 +6,7 @@ Consumes: handlers. Produces: BusFault to whoever asked for it, else a log line;
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -25,17 +26,19 @@ _log = logging.getLogger("dopd.bus")
 
 
 class FaultBox:
-    """Hands each fault to all handlers. Without one it is logged, because silence would hide lost messages."""
+    """Counts each fault and hands it to all handlers. Without one it is logged: silence would hide lost messages."""
 
     def __init__(self, bus_name: str) -> None:
         self._bus_name = bus_name
         self._handlers: list[Callable[[BusFault], None]] = []
+        self.counts: Counter[str] = Counter()
 
     def add(self, handler: Callable[[BusFault], None]) -> None:
         self._handlers.append(handler)
 
     def report(self, kind: str, subject: str, detail: str, error: BaseException | None = None) -> None:
         """Never raises: a fault handler that fails must not stop deliveries."""
+        self.counts[kind] += 1
         if not self._handlers:
             _log.warning("%s: %s on %s: %s", self._bus_name, kind, subject or "-", detail, exc_info=error)
         for handler in self._handlers:

@@ -6,7 +6,7 @@ Consumes: a `MemoryBroker`. Produces: the `Bus` that services see; a `MemoryBus`
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dopd.bus import BusFault, Delivery
@@ -82,6 +82,10 @@ class MemoryBus:
     @property
     def max_payload(self) -> int:
         return self._broker.max_payload
+
+    @property
+    def fault_counts(self) -> Mapping[str, int]:
+        return self.faults.counts
 
     def publish(self, to: Address[M], message: M) -> None:
         self._send(to.name, message, "")

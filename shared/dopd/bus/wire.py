@@ -6,7 +6,7 @@ connection and `_listen`.
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 from dopd.bus import BusFault, Delivery, Subscription
@@ -60,6 +60,10 @@ class WireBus:
 
     async def _listen(self, to: Address[M], handler: Callable[[Delivery[M]], None], queue: str) -> Subscription:
         raise NotImplementedError
+
+    @property
+    def fault_counts(self) -> Mapping[str, int]:
+        return self.faults.counts
 
     def publish(self, to: Address[M], message: M) -> None:
         self._post(to.name, message, "")

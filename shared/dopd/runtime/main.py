@@ -21,7 +21,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import uvloop
 
@@ -30,16 +30,27 @@ from dopd.bus import Bus
 from dopd.config import Config
 from dopd.errors import ConfigError, DopdError
 from dopd.obs.log import get_logger, set_up
+from dopd.obs.operator_http import OperatorHttp
+from dopd.obs.telemetry import Tracing
 from dopd.runtime.clock import RealRuntime
 from dopd.runtime.lifeline import hold_to_parent, watch_parent
 
+if TYPE_CHECKING:
+    from dopd.obs.metrics import Metrics
+
 CONFIG_VARIABLE = "DOPD_CONFIG"
 READY_VARIABLE = "DOPD_READY_FILE"
+OPERATOR_VARIABLE = "DOPD_OPERATOR_FILE"
+TRACING_STOP_S = 2.0
+"""How long the last spans may take on their way to the collector."""
 
 
 @dataclass(frozen=True)
 class ServiceContext:
-    """What a service is given. It ends soon after `stop` is set; returning earlier ends the process, too."""
+    """What a service is given. It ends soon after `stop` is set; returning earlier ends the process, too.
+
+    `metrics` has the bus and the process already, and is on the operator port. `tracing` is None while it is off.
+    """
 
     name: str
     args: argparse.Namespace
@@ -47,6 +58,8 @@ class ServiceContext:
     runtime: RealRuntime
     bus: Bus
     stop: asyncio.Event
+    metrics: "Metrics"
+    tracing: Tracing | None
 
 
 Main = Callable[[ServiceContext], Awaitable[None]]
@@ -81,6 +94,7 @@ def _parse(
 ) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=f"dopd {name}")
     add_config_argument(parser)
+    parser.set_defaults(service=name)
     if add_arguments is not None:
         add_arguments(parser)
     return parser.parse_args(argv)
@@ -144,13 +158,41 @@ async def _connected(name: str, main: Main, args: argparse.Namespace, config: Co
         connecting.cancel()
         return
     bus = connecting.result()
-    get_logger().info("service_started", pid=os.getpid(), nats_url=config.cluster.broker_url)
-    if ready := os.environ.get(READY_VARIABLE):
-        Path(ready).touch()  # noqa: ASYNC240 - an empty file; tells the supervisor that we are connected
     try:
-        await main(ServiceContext(name, args, config, RealRuntime(config.engine.seed), bus, stop))
+        await _watched(name, main, args, config, stop, bus)
     finally:
         await bus.drain()
+
+
+async def _watched(
+    name: str, main: Main, args: argparse.Namespace, config: Config, stop: asyncio.Event, bus: Bus
+) -> None:
+    """Run, with the operator port open and the last spans sent at the end."""
+    from dopd.obs.metrics import CONTENT_TYPE, Metrics, bus_source  # a moment to import; the commands do without
+
+    runtime = RealRuntime(config.engine.seed)
+    metrics = Metrics(name)
+    metrics.add(bus_source(bus))
+    tracing = Tracing.from_environment(args.service, getattr(args, "gateway_id", name), runtime.now)
+    pages = {"/metrics": (CONTENT_TYPE, metrics.page), "/health": ("text/plain", lambda: b"ok\n")}
+    operator = OperatorHttp(pages, config.observability.operator_host, config.observability.operator_port)
+    url = await operator.start()
+    try:
+        _announce(config, url)
+        await main(ServiceContext(name, args, config, runtime, bus, stop, metrics, tracing))
+    finally:
+        await operator.stop()
+        if tracing is not None:
+            await tracing.stop(TRACING_STOP_S)
+
+
+def _announce(config: Config, operator_url: str) -> None:
+    """Say that we are connected: to the log, and to the supervisor, which also wants the operator port."""
+    get_logger().info("service_started", pid=os.getpid(), nats_url=config.cluster.broker_url, operator_url=operator_url)
+    if file := os.environ.get(OPERATOR_VARIABLE):
+        Path(file).write_text(operator_url)
+    if ready := os.environ.get(READY_VARIABLE):
+        Path(ready).touch()
 
 
 def _report_task(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

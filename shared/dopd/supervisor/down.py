@@ -29,16 +29,21 @@ def main(argv: Sequence[str]) -> int:
 
 
 def status(argv: Sequence[str]) -> int:
-    """`dopd status`: the processes that run; exit code 1 when there are none."""
+    """`dopd status`: the processes that run, and where their metrics are; exit code 1 when there are none."""
     state, code = _opened("dopd status", "Show the processes that `dopd up` started here.", argv)
     if state is None:
         return code
     running = list(state.processes())
     for name, process in running:
-        print(f"{name:<11} pid {process.pid}")
+        print(f"{name:<11} pid {process.pid:<8} {_metrics_url(state, name)}".rstrip())
     if not running:
         print(f"nothing runs (state in {state.root})")
     return 0 if running else 1
+
+
+def _metrics_url(state: StateDir, name: str) -> str:
+    url = state.operator_url(name)
+    return f"{url}/metrics" if url else ""
 
 
 def clean(argv: Sequence[str]) -> int:

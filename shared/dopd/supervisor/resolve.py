@@ -45,7 +45,10 @@ def resolve(config: Config, console: Console, demo: bool, env: Mapping[str, str]
         if port != NATS_PORT:
             console.line(f"port {NATS_PORT} is taken, the broker uses {port} (cluster.nats_url names a running one)")
         cluster = replace(cluster, nats_url=f"nats://127.0.0.1:{port}")
-    return _share_cards(replace(config, engine=engine, cluster=cluster, gateway=gateway), console)
+    # Many processes on one machine cannot share a port: each takes a free one.
+    observability = replace(config.observability, operator_port=0)
+    chosen = replace(config, engine=engine, cluster=cluster, gateway=gateway, observability=observability)
+    return _share_cards(chosen, console)
 
 
 def _kind(kind: str, demo: bool, env: Mapping[str, str]) -> str:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from dopd.bus.server import nats_command, nats_config
 from dopd.config import Config
+from dopd.runtime.main import CONFIG_VARIABLE, OPERATOR_VARIABLE, READY_VARIABLE
 from dopd.supervisor.cards import card_of, cards_for, shared
 from dopd.supervisor.ready import Cluster, file_appears, http_ok, speaks
 from dopd.supervisor.spec import Probe, Spec
@@ -41,7 +42,11 @@ def broker(config: Config, state: StateDir, binary: Path) -> Spec:
 def service(state: StateDir, name: str, *command: str, ready: Probe | None = None, **more: Any) -> Spec:
     """One of our own processes: `python -m MODULE …`. Without a probe it is ready when it has written its file."""
     file = state.run / f"{name}.ready"
-    env = {"DOPD_CONFIG": str(state.config_file), "DOPD_READY_FILE": str(file)}
+    env = {
+        CONFIG_VARIABLE: str(state.config_file),
+        READY_VARIABLE: str(file),
+        OPERATOR_VARIABLE: str(state.operator_file(name)),
+    }
     spec = Spec(name, (sys.executable, "-m", *command), ready or file_appears(file), env=env, stop_rank=CONTROL_RANK)
     return replace(spec, **more)
 

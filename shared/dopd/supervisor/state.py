@@ -93,7 +93,7 @@ class StateDir:
                 "`dopd down` stops it, `dopd roles` shows it"
             ) from None
         self._lock = lock
-        for pattern in ("*.pid", "*.ports", "*.ready"):
+        for pattern in ("*.pid", "*.ports", "*.ready", "*.operator"):
             for stale in self.run.glob(pattern):
                 stale.unlink()
         self.write_pid(SUPERVISOR, os.getpid())
@@ -127,6 +127,16 @@ class StateDir:
         for file in sorted(self.run.glob("*.pid")):
             if not file.name.startswith(".") and (process := self.process(file.stem)):
                 yield file.stem, process
+
+    def operator_file(self, name: str) -> Path:
+        """Where a service says where its operator port is."""
+        return self.run / f"{name}.operator"
+
+    def operator_url(self, name: str) -> str:
+        """What it said; empty for a process that has none."""
+        with suppress(OSError):
+            return self.operator_file(name).read_text()
+        return ""
 
     def log_file(self, name: str) -> Path:
         """Where the process's output is appended; a long one is moved aside first."""
