@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dopd.bus.memory import Fault
-from dopd.config import ClusterConfig, Config, EngineConfig, GatewayConfig, PlannerConfig, WorkerConfig
+from dopd.config import ClusterConfig, Config, EngineConfig, GatewayConfig, PlannerConfig, PolicyConfig, WorkerConfig
 from dopd.engine.sim.tokens import draw, prefix_state
 from dopd.errors import RequestError
 from dopd.perf.profile import Profile, named
@@ -33,6 +33,7 @@ TIMEOUT_S = 60.0
 OTHER: dict[Role, Role] = {"prefill": "decode", "decode": "prefill"}
 CONFIG = Config(
     cluster=ClusterConfig(prefill=2, decode=2),
+    policy=PolicyConfig(name="simple"),
     gateway=GatewayConfig(window_s=1.0),
     planner=PlannerConfig(round_s=0.2, command_timeout_s=20.0),
     worker=WorkerConfig(resend_buffer_s=5.0, max_prefills=8, stall_s=6.0),

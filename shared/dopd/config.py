@@ -65,7 +65,7 @@ class SloConfig(Section, frozen=True):
 class PolicyConfig(Section, frozen=True):
     """A policy by name, or as `package.module:NAME`; `params` go to its scheduler, budget and planner."""
 
-    name: str = "simple"
+    name: str = "dopd"
     params: dict[str, float] = {}
 
 

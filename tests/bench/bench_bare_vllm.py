@@ -43,6 +43,7 @@ def test_bare_vllm_and_dopd_side_by_side(tmp_path: Path) -> None:
         "DOPD__CLUSTER__DECODE": "1",
         "DOPD__GATEWAY__PORT": "0",
         "DOPD__ENGINE__KIND": "vllm",
+        "DOPD__POLICY__NAME": "simple",
         "MODEL": str(model),
     }
     with Running(["dopd.cli", "up"], tmp_path / "state", settings) as up:

@@ -5,7 +5,7 @@ Run: `.venv/bin/pytest -s --timeout 0 tests/bench/bench_eight_hours.py`. Measure
 
 import pytest
 
-from dopd.config import ClusterConfig, Config, EngineConfig
+from dopd.config import ClusterConfig, Config, EngineConfig, PolicyConfig
 from dopd_loadgen.workload.plan import plan
 from dopd_loadgen.workload.spec import WorkloadSpec
 from tests.bench.speed import ROOT, measured
@@ -13,7 +13,9 @@ from tests.bench.speed import ROOT, measured
 SPAN_S = 8 * 3600.0
 TRACE = ROOT.parent / "shared" / "data" / "traces" / "azure_llm_2023_conv.csv.gz"
 CONFIG = Config(
-    cluster=ClusterConfig(prefill=3, decode=5), engine=EngineConfig(kind="sim", profile="h100-llama-70b-fp8-tp2")
+    cluster=ClusterConfig(prefill=3, decode=5),
+    engine=EngineConfig(kind="sim", profile="h100-llama-70b-fp8-tp2"),
+    policy=PolicyConfig(name="simple"),
 )
 
 

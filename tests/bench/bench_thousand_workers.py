@@ -3,7 +3,7 @@
 Run: `.venv/bin/pytest -s --timeout 0 tests/bench/bench_thousand_workers.py`. Measures and asserts nothing about time.
 """
 
-from dopd.config import ClusterConfig, Config, EngineConfig
+from dopd.config import ClusterConfig, Config, EngineConfig, PolicyConfig
 from dopd_loadgen.workload.plan import plan
 from dopd_loadgen.workload.spec import WorkloadSpec
 from tests.bench.speed import measured
@@ -16,6 +16,7 @@ def test_a_minute_of_a_thousand_workers() -> None:
     config = Config(
         cluster=ClusterConfig(prefill=PREFILL, decode=WORKERS - PREFILL),
         engine=EngineConfig(kind="sim", profile="h100-llama-70b-fp8-tp2"),
+        policy=PolicyConfig(name="simple"),
     )
     spec = WorkloadSpec(source="azure-conv-like", rate_scale=WORKERS / 8, duration_s=SPAN_S, seed=1)
     schedule = plan(spec)

@@ -29,7 +29,12 @@ BODY = msgspec.json.encode(
 )
 TRACED = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
 MODES = ("off", "timeline", "spans")
-SETTINGS = {"DOPD__GATEWAY__PORT": "0", "DOPD__CLUSTER__PREFILL": "1", "DOPD__CLUSTER__DECODE": "1"}
+SETTINGS = {
+    "DOPD__GATEWAY__PORT": "0",
+    "DOPD__CLUSTER__PREFILL": "1",
+    "DOPD__CLUSTER__DECODE": "1",
+    "DOPD__POLICY__NAME": "simple",
+}
 
 
 @dataclass

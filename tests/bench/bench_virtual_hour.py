@@ -5,7 +5,7 @@ import hashlib
 import time
 from typing import Any
 
-from dopd.config import ClusterConfig, Config
+from dopd.config import ClusterConfig, Config, PolicyConfig
 from dopd.runtime.virtual import VirtualRuntime, run_virtual
 from dopd.slo import Slo
 from dopd_gateway.stream import Inbound
@@ -34,7 +34,8 @@ def test_a_virtual_hour_of_four_workers_twice() -> None:
 
 async def _hour(seed: int) -> list[tuple[Any, ...]]:
     runtime = VirtualRuntime(seed)
-    cluster = LocalCluster(runtime, Config(cluster=ClusterConfig(prefill=2, decode=2)), together=True, latency_s=2e-4)
+    config = Config(cluster=ClusterConfig(prefill=2, decode=2), policy=PolicyConfig(name="simple"))
+    cluster = LocalCluster(runtime, config, together=True, latency_s=2e-4)
     await cluster.start()
     rng = runtime.rng("arrivals")
     answers: list[tuple[Any, ...]] = []

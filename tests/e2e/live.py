@@ -45,12 +45,14 @@ def expected(prompt: list[int], count: int) -> list[int]:
 
 
 def demo(folder: Path, **settings: object) -> Running:
-    """`dopd up --demo --no-load`; settings as `SECTION__KEY`."""
+    """`dopd up --demo --no-load`; settings as `SECTION__KEY`. Roles change only when they are told to, unless a policy
+    is named."""
     server_binary()
     named = {f"DOPD__{key.upper()}": str(value) for key, value in settings.items()}
     ours = {
         "DOPD__CLUSTER__STATE_DIR": str(folder),
         "DOPD__GATEWAY__PORT": str(this_or_free("127.0.0.1", 0)),
+        "DOPD__POLICY__NAME": "simple",
     }
     return Running(["dopd.cli", "up", "--demo", "--no-load"], folder, {**ours, **named})
 

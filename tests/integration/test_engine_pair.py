@@ -27,7 +27,8 @@ from dopd_proto.subjects import ROLES
 PREFILL = PROFILES["dopd-h100-70b-p-tp1"]
 DECODE = PROFILES["dopd-h100-70b-d-tp2"]
 ENGINE = EngineConfig(profile=PREFILL.name, decode_profile=DECODE.name, save_decode_cache=False)
-CONFIG = Config(cluster=ClusterConfig(prefill=2, decode=1), engine=ENGINE)
+SIMPLE = PolicyConfig(name="simple")
+CONFIG = Config(cluster=ClusterConfig(prefill=2, decode=1), engine=ENGINE, policy=SIMPLE)
 
 
 def prompt(planned: Planned) -> list[int]:

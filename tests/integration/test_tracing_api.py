@@ -10,6 +10,7 @@ import pytest
 
 from dopd.bus.memory import MemoryBus
 from dopd.engine.sim.tokens import VOCABULARY
+from dopd.policy.simple import SIMPLE
 from dopd.runtime.virtual import VirtualRuntime, run_virtual
 from dopd.slo import Slo
 from dopd_gateway.api import TextGateway
@@ -29,7 +30,7 @@ USAGE = {"stream_options": {"include_usage": True}}
 def serving(test: Callable[[httpx.AsyncClient, MemoryBus], Awaitable[None]]) -> None:
     async def main() -> None:
         runtime = VirtualRuntime(0)
-        cluster = LocalCluster(runtime, latency_s=2e-4)
+        cluster = LocalCluster(runtime, policy=SIMPLE, latency_s=2e-4)
         await cluster.start()
         api = TextGateway(cluster.gateway, NumberTokenizer(VOCABULARY), runtime, Slo(), 60.0)
         nats = NatsApi(cluster.broker.connect("api"), api)

@@ -20,6 +20,7 @@ from dopd.bus.nats_bus import NatsBus
 from dopd.engine.sim.tokens import VOCABULARY
 from dopd.errors import DeadlineExceeded
 from dopd.obs.telemetry import Stretch, Tracing
+from dopd.policy.simple import SIMPLE
 from dopd.runtime.clock import RealRuntime
 from dopd.runtime.virtual import VirtualRuntime, run_virtual
 from dopd.slo import Slo
@@ -94,7 +95,7 @@ def traced(test: Test) -> None:
 
     async def main() -> None:
         runtime = VirtualRuntime(0)
-        cluster = LocalCluster(runtime, latency_s=2e-4)
+        cluster = LocalCluster(runtime, policy=SIMPLE, latency_s=2e-4)
         await cluster.start()
         cluster.gateway._on_ended = Spans(spans)
         await asyncio.sleep(1.0)

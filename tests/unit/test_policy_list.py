@@ -2,8 +2,9 @@
 
 import pytest
 
+from dopd.config import Config, EngineConfig
 from dopd.errors import ConfigError
-from dopd.policy import POLICIES, budget_from, policy_named
+from dopd.policy import POLICIES, budget_from, policy_named, policy_of
 from dopd.policy.base import Policy
 from tests.policies.bucket import BUCKET, Buckets
 from tests.policies.dyna import DYNA, LatencyBudget
@@ -48,3 +49,12 @@ def test_a_parameter_that_no_part_takes_is_refused() -> None:
     with pytest.raises(ConfigError, match="colour"):
         policy_named("tests.policies.bucket:BUCKET", {"colour": 1.0})
     assert policy_named("tests.policies.bucket:BUCKET", {}) is BUCKET
+
+
+def test_limits_of_a_real_engine_are_the_config_s_and_of_an_emulated_one_the_profile_s() -> None:
+    found = {}
+    for kind in ("vllm", "sim"):
+        engine = EngineConfig(kind=kind, profile="cpu-tiny-llama", max_running=5)  # type: ignore[arg-type]
+        ground = policy_of(Config(engine=engine)).scheduler.keywords["ground"]  # type: ignore[attr-defined]
+        found[kind] = (ground.profile.max_running, ground.profile.max_step_tokens)
+    assert found == {"vllm": (5, 512), "sim": (16, 512)}

@@ -10,6 +10,7 @@ from dopd.config import Config, load
 from dopd.errors import ConfigError
 from dopd.supervisor import cards, ports, resolve, stack
 from dopd.supervisor.console import Console
+from dopd.supervisor.model import ensure_model
 from dopd.supervisor.ready import Cluster
 from dopd.supervisor.state import StateDir
 
@@ -70,6 +71,21 @@ async def test_a_static_split_sets_the_sizes_that_the_config_leaves_open() -> No
 async def test_a_policy_that_looks_into_the_future_cannot_serve() -> None:
     with pytest.raises(ConfigError, match="oracle-ratio looks into the future"):
         resolve.resolve(config(DOPD__POLICY__NAME="oracle-ratio"), Console(), True, {})
+
+
+async def test_the_tiny_model_is_planned_with_its_own_profile_and_a_named_one_stays(
+    state: StateDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (state.root / "models" / "tiny-llama").mkdir(parents=True)
+    (state.root / "models" / "tiny-llama" / "config.json").touch()
+    tiny = config(DOPD__ENGINE__KIND="vllm")
+    assert (await ensure_model(tiny, state, Console())).engine.profile == "cpu-tiny-llama"
+    asked = config(DOPD__ENGINE__KIND="vllm", DOPD__ENGINE__PROFILE="mine.csv")
+    assert (await ensure_model(asked, state, Console())).engine.profile == "mine.csv"
+    assert "measure it" not in capsys.readouterr().out
+    other = config(DOPD__ENGINE__KIND="vllm", DOPD__ENGINE__MODEL="a/b")
+    assert (await ensure_model(other, state, Console())).engine == other.engine
+    assert "policy dopd counts with profile h200-llama-3.1-8b-fp8-tp1" in capsys.readouterr().out
 
 
 async def test_a_model_folder_that_is_not_there_is_told_before_anything_starts() -> None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from dopd.config import Config, ForecasterConfig, PlannerConfig
+from dopd.config import Config, EngineConfig, ForecasterConfig, PlannerConfig
 from dopd.errors import ConfigError
 from dopd.perf.profile import Profile, named
 from dopd.policy.aggregated import AGGREGATED
@@ -53,7 +53,16 @@ def policy_named(name: str, params: Mapping[str, float] | None = None, ground: G
 def policy_of(config: Config) -> Policy:
     """The policy that a config names, on the profile and the targets that it names. Raises ConfigError."""
     slo = Slo(config.slo.ttft_s, config.slo.tpot_s)
-    return policy_named(config.policy.name, config.policy.params, Ground(named(config.engine.profile), slo))
+    return policy_named(config.policy.name, config.policy.params, Ground(_profile_of(config.engine), slo))
+
+
+def _profile_of(engine: EngineConfig) -> Profile:
+    """The engine as policies know it. What a config limits in a real engine is not its profile's to say."""
+    profile = named(engine.profile)
+    if engine.kind != "vllm":
+        return profile
+    limits = {name: getattr(engine, name) for name in ("max_running", "max_step_tokens", "max_model_len")}
+    return replace(profile, **{name: limit for name, limit in limits.items() if limit})
 
 
 def sizes(policy: Policy, given: tuple[int, int], default: tuple[int, int]) -> tuple[int, int]:

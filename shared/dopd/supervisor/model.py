@@ -1,6 +1,7 @@
 """The model that is served: the one that was asked for, or a tiny random one made here once.
 
-Consumes a resolved config; produces it with `engine.model` filled in, and says which model it is.
+Consumes a resolved config; produces it with `engine.model` filled in, and says which model it is, and with which
+profile the policy counts.
 """
 
 import asyncio
@@ -9,12 +10,12 @@ from asyncio.subprocess import DEVNULL, STDOUT
 
 from msgspec.structs import replace
 
-from dopd.config import Config
+from dopd.config import Config, EngineConfig
 from dopd.errors import EngineError
 from dopd.supervisor.console import Console
 from dopd.supervisor.state import StateDir
 
-TINY = "tiny-llama"
+TINY, TINY_PROFILE = "tiny-llama", "cpu-tiny-llama"
 
 
 async def ensure_model(config: Config, state: StateDir, console: Console) -> Config:
@@ -25,13 +26,19 @@ async def ensure_model(config: Config, state: StateDir, console: Console) -> Con
         return config
     if engine.model:
         console.line(f"vLLM, model {engine.model}")
+        if engine.profile == EngineConfig().profile:
+            console.line(
+                f"policy {config.policy.name} counts with profile {engine.profile}; if this engine is unlike it, "
+                "measure it: dopd profile -o mine.csv, then DOPD__ENGINE__PROFILE=mine.csv"
+            )
         return config
     console.line("vLLM, no MODEL given: serving a tiny random model, its text has no meaning (MODEL=hub-id-or-folder)")
     folder = state.root / "models" / TINY
     if not (folder / "config.json").exists():
         await _make(str(folder), state)
         console.event("model", "tiny random model made")
-    return replace(config, engine=replace(engine, model=str(folder)))
+    profile = TINY_PROFILE if engine.profile == EngineConfig().profile else engine.profile
+    return replace(config, engine=replace(engine, model=str(folder), profile=profile))
 
 
 async def _make(folder: str, state: StateDir) -> None:

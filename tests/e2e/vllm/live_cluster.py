@@ -27,6 +27,7 @@ async def real_cluster(model: Path, folder: Path) -> AsyncIterator[Live]:
         "DOPD__CLUSTER__DECODE": "2",
         "DOPD__GATEWAY__PORT": "0",
         "DOPD__ENGINE__KIND": "vllm",
+        "DOPD__POLICY__NAME": "simple",
         "DOPD__ENGINE__LMCACHE_GB": "0.5",
         # So that one decode worker can take what two had in hand, and prefills still find a place.
         "DOPD__ENGINE__MAX_RUNNING": "64",
