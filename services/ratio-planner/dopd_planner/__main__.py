@@ -1,5 +1,7 @@
 """`python -m dopd_planner`: the ratio-planner as a process."""
 
+import asyncio
+
 from dopd.ledger.jetstream import JetStreamLedger
 from dopd.policy import planner_of, policy_of
 from dopd.runtime.main import ServiceContext, run_service
@@ -18,8 +20,13 @@ async def serve(ctx: ServiceContext) -> None:
         Slo(config.slo.ttft_s, config.slo.tpot_s), make() if make is not None else None,
     )  # fmt: skip
     await planner.start()
-    await ctx.stop.wait()
+    waits = [asyncio.create_task(ctx.stop.wait()), asyncio.create_task(planner.ended())]
+    done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
     await planner.stop()
+    for wait in done:
+        wait.result()  # without its rounds the process must end, and be started anew
 
 
 if __name__ == "__main__":

@@ -26,11 +26,12 @@ class Wish:
     sent_s: float
     deadline_s: float
 
-    def command(self) -> RoleChange:
-        """The message."""
+    def command(self, ahead_s: float = 0.0) -> RoleChange:
+        """The message, with the times of a clock that is so far ahead of ours."""
         return RoleChange(
             worker_id=self.worker_id, incarnation=self.incarnation, role=self.role, epoch=self.epoch,
-            decision_id=self.decision_id, drain=self.drain, deadline_s=self.deadline_s, sent_s=self.sent_s,
+            decision_id=self.decision_id, drain=self.drain, deadline_s=self.deadline_s + ahead_s,
+            sent_s=self.sent_s + ahead_s,
         )  # fmt: skip
 
     def change(self, before: Role) -> Change:

@@ -25,6 +25,8 @@ REASONS = {
     "no_forecast": "There is no forecast; only queues are looked at, and they are short.",
     "forecast_stale": "The last forecast is too old; only queues are looked at, and they are short.",
     "forecast_unknown": "The forecast does not know lengths yet; only queues are looked at, and they are short.",
+    "listening": "The planner has just begun to listen; silence says nothing yet, so all roles are held.",
+    "policy_failed": "The policy failed; all roles are held, the planner's log has the error.",
     "forecast_off": "Forecasts are switched off; only queues are looked at, and they are short.",
     "person": "A person wanted it.",
     "pin": "A person had pinned another role.",

@@ -19,6 +19,7 @@ CALM_S, NUMBERS_S = 5.0, 60.0
 """A round that changes nothing is recorded no sooner than so long after the last record, one whose numbers alone are
 new no sooner than that."""
 NEW_NUMBER = 0.25
+LISTENING = "listening"
 _ENTRIES: tuple[Any, ...] = (DecisionRecord, ChangeOutcome)
 NUMBERS = ("requests_per_s", "prefill_work", "tokens_per_s")
 
@@ -69,6 +70,8 @@ class History:
 
 
 def _gist(record: DecisionRecord) -> tuple[object, ...]:
+    if record.reason == LISTENING:  # whom it has heard so far is no news
+        return (record.reason,)
     wanted = record.alternatives[:1] and (record.alternatives[0].prefill, record.alternatives[0].decode)
     return (record.reason, record.binding, record.prefill, record.decode, wanted)
 

@@ -15,7 +15,6 @@ from dopd_planner.core import Wish
 from dopd_planner.heard import Heard
 from dopd_planner.history import History
 from dopd_planner.pins import Pins
-from dopd_planner.wishes import Wishes
 from dopd_proto.base import DrainMode, Role
 from dopd_proto.control import DecisionsReply, DecisionsRequest, RolesReply, RolesRequest
 from dopd_proto.subjects import DECISIONS, ROLES
@@ -32,7 +31,6 @@ class Leader(Protocol):
     """The planner, as far as people's wishes need it."""
 
     heard: Heard
-    wishes: Wishes
     pins: Pins
     history: History
 
@@ -40,8 +38,8 @@ class Leader(Protocol):
     def listened(self) -> bool:
         """Whether silence means something."""
 
-    async def change_for_person(self, state: WorkerState, role: Role, drain: DrainMode) -> Wish:
-        """Decide and command. Raises LedgerLost."""
+    async def change_for_person(self, state: WorkerState, role: Role, drain: DrainMode) -> Wish | None:
+        """Pin, decide and command; None: there is nothing to change. Raises Refused, LedgerLost and Conflict."""
 
 
 class People:
@@ -96,15 +94,8 @@ class People:
     async def _set(self, request: RolesRequest, state: WorkerState) -> RolesReply:
         if request.role is None:
             raise BadRequest("a role is needed: prefill, decode or mixed", "role")
-        leader = self._leader
-        leaving = {w: role for w, role in leader.wishes.leaving().items() if w != request.worker_id}
-        reason = core.refusal(leader.heard.live(), leaving, request.worker_id, request.role)
-        if reason:
-            raise Refused(reason, "role")
-        await leader.pins.pin(request.worker_id, request.role)
-        if state.role == request.role and request.worker_id not in leader.wishes:
-            return self._table(0.0, 0.0)
-        return await self._read_back(await leader.change_for_person(state, request.role, request.drain), request)
+        wish = await self._leader.change_for_person(state, request.role, request.drain)
+        return self._table(0.0, 0.0) if wish is None else await self._read_back(wish, request)
 
     async def _read_back(self, wish: Wish, request: RolesRequest) -> RolesReply:
         deadline_s = wish.sent_s + request.timeout_s

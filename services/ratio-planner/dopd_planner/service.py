@@ -23,13 +23,15 @@ from dopd_planner import core, history, sight
 from dopd_planner.core import Wish
 from dopd_planner.heard import Heard
 from dopd_planner.history import History
-from dopd_planner.people import People
+from dopd_planner.people import People, Refused
 from dopd_planner.pins import Pins
 from dopd_planner.wishes import Wishes
 from dopd_proto.base import DrainMode, Role
 from dopd_proto.control import Change, Considered, DecisionRecord
 from dopd_proto.subjects import FORECAST, GATEWAY_STATE, ROLE_CHANGE, WORKER_STATE
 from dopd_proto.telemetry import Forecast, GatewayState, WorkerState
+
+LISTENING = Plan({}, reason=history.LISTENING, needs="time to hear all workers; they are given one lease")
 
 
 class RatioPlanner:
@@ -58,6 +60,7 @@ class RatioPlanner:
         self._people = People(self, bus, runtime, config)
         self._subscriptions: list[Subscription] = []
         self._round: asyncio.Task[None] | None = None
+        self._deciding = asyncio.Lock()
         self._log = get_logger().bind(planner_id=self.planner_id)
 
     # --- life ---------------------------------------------------------------------------------------------------
@@ -70,6 +73,11 @@ class RatioPlanner:
             await self._bus.subscribe(FORECAST.at(), self._on_forecast),
         ]
         self._round = asyncio.create_task(self._rounds())
+
+    async def ended(self) -> None:
+        """Wait until the rounds are over, which they never are by themselves. Raises what has ended them."""
+        assert self._round is not None, "it was started"
+        await self._round
 
     async def stop(self) -> None:
         """Give the lease back, so that another may lead at once."""
@@ -95,7 +103,7 @@ class RatioPlanner:
 
     def _on_state(self, delivery: Delivery[WorkerState]) -> None:
         if self.heard.worker(delivery.message):
-            self.wishes.saw(delivery.message)
+            self.wishes.saw(self.heard.last(delivery.message.worker_id))
             self._people.heard_news()
 
     def _on_forecast(self, delivery: Delivery[Forecast]) -> None:
@@ -125,6 +133,8 @@ class RatioPlanner:
             return
         if self.listened:
             await self._compare(self.heard.live())
+        elif self._planner is not None:
+            await self._decide([], "plan", LISTENING)
         for wish in self.wishes:
             self._command(wish)
         await self._record_outcomes()
@@ -153,9 +163,10 @@ class RatioPlanner:
         roles["plan"] = dict(plan.roles) if plan is not None else {}
         for why, wanted in roles.items():
             free = {w: role for w, role in wanted.items() if why == "pin" or w not in self.pins.roles}
-            changes, refused = core.due(states, self.wishes.leaving(), free)
-            if changes or (why == "plan" and plan is not None):
-                await self._decide(changes, why, plan if why == "plan" else None, refused)
+            async with self._deciding:
+                changes, refused = core.due(states, self.wishes.leaving(), free)
+                if changes or (why == "plan" and plan is not None):
+                    await self._decide(changes, why, plan if why == "plan" else None, refused)
 
     def _resume(self, states: Mapping[str, WorkerState]) -> None:
         """Take up what an earlier leader has decided and not seen come true, instead of deciding it again."""
@@ -190,7 +201,12 @@ class RatioPlanner:
             return None
         view = self.heard.view(states, self.pins.roles, self.wishes.leaving())
         forecast = sight.forecast_view(self.heard.forecast)
-        self._plan_state, plan = self._planner.plan(self._plan_state, forecast, view, self._slo, self._runtime.now())
+        now_s = self._runtime.now()
+        try:
+            self._plan_state, plan = self._planner.plan(self._plan_state, forecast, view, self._slo, now_s)
+        except Exception as error:  # a policy may be anybody's: roles are held, repair and pins go on
+            self._log.error("policy_failed", exc_info=True)
+            return Plan({}, reason="policy_failed", needs=f"a policy that does not raise {type(error).__name__}")
         return plan
 
     # --- decide and command -------------------------------------------------------------------------------------
@@ -254,14 +270,25 @@ class RatioPlanner:
         return lease.term << 32 | self._sequence
 
     def _command(self, wish: Wish) -> None:
-        self._bus.publish(ROLE_CHANGE.at(worker_id=wish.worker_id), wish.command())
+        self._bus.publish(ROLE_CHANGE.at(worker_id=wish.worker_id), wish.command(self.heard.ahead_s(wish.worker_id)))
 
     async def _record_outcomes(self) -> None:
         while self.wishes.outcomes:
             await history.write(self._ledger, self.wishes.outcomes[0])
             self.history.add(self.wishes.outcomes.pop(0))
 
-    async def change_for_person(self, state: WorkerState, role: Role, drain: DrainMode) -> Wish:
-        """Decide and command, whatever the plan says. Raises LedgerLost."""
-        (wish,) = await self._decide([(state, role)], "person", drain=drain)
-        return wish
+    async def change_for_person(self, state: WorkerState, role: Role, drain: DrainMode) -> Wish | None:
+        """Pin, decide and command, whatever the plan says; None where the role is there already.
+
+        Raises Refused, LedgerLost and Conflict.
+        """
+        async with self._deciding:  # else two changes at once might each count on the other worker to stay
+            leaving = {w: coming for w, coming in self.wishes.leaving().items() if w != state.worker_id}
+            reason = core.refusal(self.heard.live(), leaving, state.worker_id, role)
+            if reason:
+                raise Refused(reason, "role")
+            await self.pins.pin(state.worker_id, role)
+            if state.role == role and state.worker_id not in self.wishes:
+                return None
+            (wish,) = await self._decide([(state, role)], "person", drain=drain)
+            return wish

@@ -1,10 +1,11 @@
 """`Runtime`: clock, seeded randomness, ids and off-loop compute, handed to everything that needs one of them."""
 
 import asyncio
+import os
 import random
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
@@ -29,13 +30,24 @@ class Runtime(Protocol):
         """Run something long outside of the event loop."""
 
 
+OFFSET_VARIABLE = "DOPD_CLOCK_OFFSET_S"
+"""Whoever starts processes hands them its offset: those that are started after a step of the wall clock then agree with
+those that were started before."""
+
+
+def offset_s(env: Mapping[str, str] = os.environ) -> float:
+    """From the monotonic clock to seconds since the epoch, as handed down, else by the wall clock."""
+    given = env.get(OFFSET_VARIABLE)
+    return float(given) if given else time.time() - time.monotonic()
+
+
 class RealRuntime:
     """The machine's clock and chance. `seed` makes the generators repeatable, not the ids."""
 
     def __init__(self, seed: int = 0) -> None:
         self._seed = seed
         # One offset at start, then the monotonic clock: a step of the wall clock must not look like a dead worker.
-        self._offset_s = time.time() - time.monotonic()
+        self._offset_s = offset_s()
 
     def now(self) -> float:
         return time.monotonic() + self._offset_s

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from dopd.config import ENV_PREFIX
+from dopd.runtime.clock import OFFSET_VARIABLE, offset_s
 from dopd.runtime.lifeline import PARENT_VARIABLE, die_with
 from dopd.supervisor.console import Console
 from dopd.supervisor.guarding import Guard
@@ -21,6 +22,7 @@ from dopd.supervisor.state import StateDir, shown
 from dopd.supervisor.tail import tail
 
 POLL_S, KILLED_S = 0.05, 2.0
+CLOCK_OFFSET = repr(offset_s())
 STARTING_GRACE_S = 1.0  # what is still starting has no work in hand
 
 
@@ -120,7 +122,7 @@ class Child:
     async def _spawn(self) -> Process:
         # The overrides are in the resolved config already; there, what was left open has been filled in.
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(ENV_PREFIX)}
-        env = {**inherited, **self.spec.env, PARENT_VARIABLE: str(os.getpid())}
+        env = {**inherited, **self.spec.env, PARENT_VARIABLE: str(os.getpid()), OFFSET_VARIABLE: CLOCK_OFFSET}
         with self._state.log_file(self.spec.name).open("ab") as log:
             self._log_begin = log.tell()
             return await asyncio.create_subprocess_exec(
