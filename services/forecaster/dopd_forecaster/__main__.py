@@ -3,6 +3,7 @@
 from dopd.perf.profile import named
 from dopd.policy import forecaster_of, policy_of
 from dopd.runtime.main import ServiceContext, run_service
+from dopd_forecaster import metrics
 from dopd_forecaster.service import Forecaster
 
 
@@ -12,6 +13,7 @@ async def serve(ctx: ServiceContext) -> None:
     profiles = (named(engine.profile), named(engine.decode_profile or engine.profile))
     config = forecaster_of(policy_of(ctx.config), ctx.config)
     forecaster = Forecaster(ctx.bus, ctx.runtime, config, *profiles)
+    ctx.metrics.add(lambda: metrics.samples(forecaster))
     await forecaster.start()
     await ctx.stop.wait()
     await forecaster.stop()

@@ -5,6 +5,7 @@ parameters found are used until the next ones are there.
 """
 
 import asyncio
+import math
 from collections import Counter
 
 from dopd.bus import Bus, Delivery, Subscription
@@ -18,7 +19,7 @@ from dopd_forecaster.arma import ARIMA, Arma
 from dopd_forecaster.models import MODELS
 from dopd_forecaster.series import SERIES, Series
 from dopd_proto.subjects import ARRIVALS, FORECAST, OUTCOMES
-from dopd_proto.telemetry import ArrivalWindow, OutcomeWindow
+from dopd_proto.telemetry import ArrivalWindow, Forecast, OutcomeWindow
 
 
 class Forecaster:
@@ -40,6 +41,7 @@ class Forecaster:
         self._fitting: asyncio.Task[None] | None = None
         self._fitted_bin: int | None = None
         self.refused: Counter[str] = Counter()
+        self.said: dict[float, Forecast] = {}
         self._log = get_logger()
 
     async def start(self) -> None:
@@ -56,6 +58,14 @@ class Forecaster:
         if self._fitting is not None:
             self._fitting.cancel()
 
+    @property
+    def arrivals_per_s(self) -> float | None:
+        """What came in the last complete bin; None before the first, and where no gateway told."""
+        if self._state.series.next_bin is None:
+            return None
+        last = self._state.series.values("requests_per_s")[-1:]
+        return last[0] if last and not math.isnan(last[0]) else None
+
     def _on_outcomes(self, delivery: Delivery[OutcomeWindow]) -> None:
         window = delivery.message
         self._note(self._state.series.add_outcomes(window, self._runtime.now()), window)
@@ -64,6 +74,7 @@ class Forecaster:
         window, now_s = delivery.message, self._runtime.now()
         self._note(self._state.series.add_arrivals(window, now_s), window)
         for forecast in core.advance(self._state, now_s):
+            self.said[forecast.horizon_s] = forecast
             self._bus.publish(FORECAST.at(), forecast)
         if ARIMA in self._config.models and self._fit_due():
             self._fitting = asyncio.create_task(self._fit())

@@ -10,8 +10,10 @@ from dopd.slo import Slo
 from dopd_gateway.api import TextGateway
 from dopd_gateway.http import create_app
 from dopd_gateway.http_server import HttpServer
+from dopd_gateway.metrics import GatewayMetrics
 from dopd_gateway.nats_api import NatsApi
 from dopd_gateway.number_tokenizer import NumberTokenizer
+from dopd_gateway.over import OnEnded, all_of, log_ended
 from dopd_gateway.service import Gateway
 from dopd_gateway.spans import Spans
 from dopd_gateway.text import Vocabulary
@@ -33,10 +35,15 @@ async def serve(ctx: ServiceContext) -> None:
     config = ctx.config
     words = vocabulary(config.engine)
     policy = policy_of(config)
+    metrics = GatewayMetrics(ctx.metrics.histogram)
+    listeners: list[OnEnded] = [metrics.ended, log_ended]
+    if ctx.tracing is not None:
+        listeners.append(Spans(ctx.tracing))
     gateway = Gateway(
         ctx.args.gateway_id, policy, ctx.bus, ctx.runtime, config.gateway, served_name(config.engine),
-        on_ended=Spans(ctx.tracing) if ctx.tracing is not None else None,
+        on_ended=all_of(listeners),
     )  # fmt: skip
+    ctx.metrics.add(lambda: metrics.samples(gateway))
     slo = Slo(config.slo.ttft_s, config.slo.tpot_s)
     api = TextGateway(gateway, words, ctx.runtime, slo, config.gateway.timeout_s)
     nats = NatsApi(ctx.bus, api)

@@ -4,7 +4,7 @@ Consumes `Inbound` requests, worker states and token batches; produces `Piece` s
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from operator import attrgetter
 from typing import Any
 
@@ -114,6 +114,16 @@ class Gateway:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    @property
+    def in_hand(self) -> Collection[Request]:
+        """The requests that have not ended, placed or not."""
+        return self._requests.values()
+
+    @property
+    def waiting(self) -> Collection[RequestView]:
+        """Those of them that wait for a place."""
+        return self._waiting.values()
 
     # --- the text side's view -----------------------------------------------------------------------------------
 

@@ -104,6 +104,11 @@ class Timeline:
         """The request's first token: the worker's stamp, and when it came here."""
         self._first = Phase("first_token_sent", made_s, came_s, place)
 
+    @property
+    def first_came_s(self) -> float | None:
+        """When the request's first token came to the gateway."""
+        return None if self._first is None else self._first.end_s
+
     def lost(self, last_token_s: float, place: Place) -> None:
         """Nothing more was heard of the attempt, since its last token or the last mark of all."""
         known_s = max(last_token_s, self.accepted_s or 0.0)

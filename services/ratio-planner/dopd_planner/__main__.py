@@ -6,6 +6,7 @@ from dopd.ledger.jetstream import JetStreamLedger
 from dopd.policy import planner_of, policy_of
 from dopd.runtime.main import ServiceContext, run_service
 from dopd.slo import Slo
+from dopd_planner.metrics import PlannerMetrics
 from dopd_planner.service import RatioPlanner
 
 
@@ -15,10 +16,13 @@ async def serve(ctx: ServiceContext) -> None:
     ledger = await JetStreamLedger.open(config.cluster.broker_url, ctx.runtime, name="ratio-planner-ledger")
     policy = policy_of(config)
     make = policy.planner
+    metrics = PlannerMetrics()
     planner = RatioPlanner(
         "planner", ctx.bus, ledger, ctx.runtime, planner_of(policy, config),
         Slo(config.slo.ttft_s, config.slo.tpot_s), make() if make is not None else None,
+        metrics.written,
     )  # fmt: skip
+    ctx.metrics.add(lambda: metrics.samples(planner))
     await planner.start()
     waits = [asyncio.create_task(ctx.stop.wait()), asyncio.create_task(planner.ended())]
     done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

@@ -5,7 +5,7 @@ ledger it holds all roles and says so: a second planner might be leading.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from dopd_planner.people import People, Refused
 from dopd_planner.pins import Pins
 from dopd_planner.wishes import Wishes
 from dopd_proto.base import DrainMode, Role
-from dopd_proto.control import Change, Considered, DecisionRecord
+from dopd_proto.control import Change, ChangeOutcome, Considered, DecisionRecord
 from dopd_proto.subjects import FORECAST, GATEWAY_STATE, ROLE_CHANGE, WORKER_STATE
 from dopd_proto.telemetry import Forecast, GatewayState, WorkerState
 
@@ -46,10 +46,12 @@ class RatioPlanner:
         config: PlannerConfig,
         slo: Slo,
         planner: Planner | None = None,
+        on_written: Callable[[DecisionRecord | ChangeOutcome], None] = lambda entry: None,
     ) -> None:
+        """`on_written` hears of every entry of the ledger's log that this planner has made."""
         self.planner_id = runtime.new_id(planner_id)
         self._bus, self._ledger, self._runtime, self._config, self._slo = bus, ledger, runtime, config, slo
-        self._planner = planner
+        self._planner, self._on_written = planner, on_written
         self._plan_state: Any = planner.initial() if planner is not None else None
         self.heard, self.wishes, self.pins = Heard(runtime), Wishes(self.planner_id), Pins(ledger)
         self.history = History()
@@ -236,8 +238,7 @@ class RatioPlanner:
         if (not made or (self._config.dry_run and why != "person")) and not self.history.is_news(record):
             return []
         record = msgspec.structs.replace(record, decision_id=self._runtime.new_id("decision"))
-        await history.write(self._ledger, record)
-        self.history.add(record)
+        await self._write(record)
         wishes = [replace(wish, decision_id=record.decision_id) for wish in wishes]
         for wish in wishes:
             self._log.info(
@@ -274,8 +275,13 @@ class RatioPlanner:
 
     async def _record_outcomes(self) -> None:
         while self.wishes.outcomes:
-            await history.write(self._ledger, self.wishes.outcomes[0])
-            self.history.add(self.wishes.outcomes.pop(0))
+            await self._write(self.wishes.outcomes[0])
+            del self.wishes.outcomes[0]
+
+    async def _write(self, entry: DecisionRecord | ChangeOutcome) -> None:
+        await history.write(self._ledger, entry)
+        self.history.add(entry)
+        self._on_written(entry)
 
     async def change_for_person(self, state: WorkerState, role: Role, drain: DrainMode) -> Wish | None:
         """Pin, decide and command, whatever the plan says; None where the role is there already.

@@ -4,7 +4,7 @@ Consumes nothing; produces `METRICS`, by which `metrics.py` exports, and the tab
 in their unit, counters in `_total`. Values of labels come from a small set: no ids of requests, no names of models.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -91,6 +91,10 @@ METRICS: tuple[Metric, ...] = (
     Metric("dopd_forecast_windows_refused_total", "counter", "forecaster",
            "windows not counted, by reason", ("reason",)),
 )  # fmt: skip
+
+Sample = tuple[str, tuple[str, ...], float | tuple[float, float]]
+"""Name, values of its labels, value; of a summary (count, sum)."""
+Source = Callable[[], Iterable[Sample]]
 
 BY_NAME = {metric.name: metric for metric in METRICS}
 

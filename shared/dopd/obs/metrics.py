@@ -12,15 +12,11 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
 from dopd.bus import Bus
-from dopd.obs.metric_table import BY_NAME, METRICS, Metric
+from dopd.obs.metric_table import BY_NAME, METRICS, Metric, Sample, Source
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MOST_VALUES = 64
 """Values of one metric's labels; what comes beyond is counted under `other`, so that no series grows without bound."""
-
-Sample = tuple[str, tuple[str, ...], float | tuple[float, float]]
-"""Name, values of its labels, value; of a summary (count, sum)."""
-Source = Callable[[], Iterable[Sample]]
 
 
 class Metrics(Collector):

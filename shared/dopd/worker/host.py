@@ -5,7 +5,7 @@ It decides nothing itself: role, credit, health and segment arithmetic are pure 
 """
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -21,6 +21,7 @@ from dopd.worker.credit import Account
 from dopd.worker.outbox import Outbox, run_again, run_of
 from dopd.worker.past import Past
 from dopd.worker.segment import Held
+from dopd.worker.tally import Tally
 from dopd.worker.vitals import Vitals
 from dopd_proto.base import Role
 from dopd_proto.control import RoleChange
@@ -66,6 +67,8 @@ class Worker:
         self._starts = starts or {}
         self._vitals = Vitals((worker_id, self.incarnation), model, kv_domain, engine, config)
         self._held: dict[str, Held] = {}
+        self.tally = Tally()
+        self.said: WorkerState | None = None
         self._past = Past(config.resend_buffer_s)
         self._ended, self._void = self._past.ended, self._past.void
         self._accounts: dict[str, Account] = {}
@@ -118,6 +121,11 @@ class Worker:
         self._quit()
         self._log.info("worker_stopped")
 
+    @property
+    def held(self) -> Collection[Held]:
+        """The segments in hand."""
+        return self._held.values()
+
     async def _idle(self) -> None:
         while self._held:
             await self._emptied.wait()
@@ -152,6 +160,7 @@ class Worker:
             except (BadRequest, ValueError, OverflowError) as error:
                 self._held.pop(job_id, None)
                 return self._reply("invalid", str(error))
+            self.tally.began(held.timing.received_s or 0.0)
             self._accounts[work.gateway_id].received += 1
             self._said_held += 1  # what was granted and has come: `_settle` counts what has ended since
         return self._reply("")
@@ -178,6 +187,8 @@ class Worker:
 
     def _reply(self, reason: Any, message: str = "") -> WorkReply:
         state = self.role
+        if reason:
+            self.tally.refused[reason] += 1
         return WorkReply(accepted=not reason, role=state.role, epoch=state.epoch, reason=reason, message=message)
 
     def _on_abort(self, delivery: Delivery[Abort]) -> None:
@@ -280,6 +291,7 @@ class Worker:
 
     def _close(self, held: Held, end: RunEnd) -> None:
         self._held.pop(held.job_id, None)
+        self.tally.closed(held, end)
         self._past.close(held, end, self._runtime.now())
 
     # --- roles --------------------------------------------------------------------------------------------------
@@ -293,6 +305,7 @@ class Worker:
         if self.role is before:
             self._say()  # a repeated command asks for the read-back again
             return
+        self.tally.role_changes += 1
         self._log.info("role_changed", role=command.role, drain=command.drain, epoch=command.epoch)
         if command.drain == "migrate" and command.role != before.role:
             self._give_back({job_id for job_id, held in self._held.items() if held.kind != command.role})
@@ -315,6 +328,7 @@ class Worker:
         idle = not self._held and not self._emptied.is_set()
         if idle:
             self._emptied.set()
+            self.tally.idle(self._runtime.now())
         # Neither a worker without work nor gateways with a used-up window wait for the next heartbeat.
         freed = 2 * (self._said_held - len(self._held)) >= self._vitals.capacity(self.role.role)
         if idle or freed or self.role is not before:
@@ -370,8 +384,9 @@ class Worker:
 
     def _say(self) -> None:
         """Publish the state."""
+        self.said = self.state()
         try:
-            self._bus.publish(self._state_to, self.state())
+            self._bus.publish(self._state_to, self.said)
         except BusError as error:
             self._log.warning("state_not_sent", error=str(error))
 

@@ -17,6 +17,7 @@ from dopd.errors import EngineError
 from dopd.policy import policy_of
 from dopd.policy.base import Policy
 from dopd.runtime.main import ServiceContext, run_service
+from dopd.worker import metrics
 from dopd.worker.host import Worker
 from dopd_proto.base import Role
 
@@ -39,6 +40,7 @@ async def _serve(first_role: Role, ctx: ServiceContext) -> None:
         ctx.args.worker_id, role, engine, ctx.bus, ctx.runtime, config.worker,
         served_name(config.engine), config.engine.kv_domain, policy.starts and policy.starts(),
     )  # fmt: skip
+    ctx.metrics.add(lambda: metrics.samples(worker, ctx.runtime.now()))
     await worker.start()
     await engine.set_budget(policy.budget)
     await _first(ctx.stop, worker.failed)

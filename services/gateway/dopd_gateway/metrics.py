@@ -1,0 +1,88 @@
+"""The gateway's numbers for its operator port.
+
+Consumes requests that are over, and the gateway itself when somebody looks; produces observations of histograms and
+samples of `METRICS`. Tokens of requests in hand are counted when somebody looks, so that none costs anything.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import get_args
+
+from dopd.errors import RequestError
+from dopd.obs.metric_table import Sample
+from dopd_gateway.core import End, Request
+from dopd_gateway.service import Gateway
+from dopd_proto.base import Role
+
+Observe = Callable[[float], None]
+
+
+class GatewayMetrics:
+    """What has ended so far. Latencies are on the gateway's own clock from end to end."""
+
+    def __init__(self, histogram: Callable[[str], Observe]) -> None:
+        """`histogram` gives what takes the values of one."""
+        self._ttft = histogram("dopd_ttft_seconds")
+        self._tpot = histogram("dopd_tpot_seconds")
+        self._duration = histogram("dopd_request_duration_seconds")
+        self._outcomes: Counter[End] = Counter(dict.fromkeys(get_args(End), 0))
+        self._failures: Counter[str] = Counter()
+        self._within_slo = self._prompt = self._output = self._placements = self._lost = self._missed = 0
+
+    def ended(self, request: Request, end: End, error: RequestError | None) -> None:
+        """`Gateway`'s `on_ended`."""
+        ended_s, first_s = request.timeline.ended_s, request.timeline.first_came_s
+        assert ended_s is not None  # it is over
+        self._outcomes[end] += 1
+        if error is not None:
+            self._failures[error.code] += 1
+        self._prompt += len(request.inbound.tokens)
+        self._output += len(request.output)
+        self._placements += request.attempt
+        self._lost += request.failures
+        self._missed += request.missed_tokens
+        self._duration(ended_s - request.arrived_s)
+        if first_s is None:
+            return
+        ttft_s = first_s - request.arrived_s
+        self._ttft(ttft_s)
+        if end in ("stop", "length"):
+            later = len(request.output) - 1
+            tpot_s = (ended_s - first_s) / later if later else 0.0
+            if later:
+                self._tpot(tpot_s)
+            slo = request.inbound.slo
+            self._within_slo += ttft_s <= slo.ttft_s and tpot_s <= slo.tpot_s
+
+    def samples(self, gateway: Gateway) -> Iterator[Sample]:
+        """All but the histograms."""
+        for outcome, count in self._outcomes.items():
+            yield "dopd_requests_total", (outcome,), count
+        for code, count in self._failures.items():
+            yield "dopd_request_failures_total", (code,), count
+        in_hand = gateway.in_hand
+        prompt = self._prompt + sum(len(request.inbound.tokens) for request in in_hand)
+        output = self._output + sum(len(request.output) for request in in_hand)
+        yield "dopd_tokens_total", ("prompt",), prompt
+        yield "dopd_tokens_total", ("output",), output
+        yield "dopd_requests_within_slo_total", (), self._within_slo
+        yield "dopd_placements_total", (), self._placements + sum(request.attempt for request in in_hand)
+        yield "dopd_attempts_lost_total", (), self._lost + sum(request.failures for request in in_hand)
+        yield "dopd_kv_missed_tokens_total", (), self._missed
+        waiting = gateway.waiting
+        yield "dopd_waiting_requests", (), len(waiting)
+        yield "dopd_waiting_prefill_tokens", (), sum(view.uncached_tokens for view in waiting if not view.kv_tokens)
+        yield "dopd_running_requests", (), len(in_hand) - len(waiting)
+        yield from _workers(gateway)
+
+
+def _workers(gateway: Gateway) -> Iterator[Sample]:
+    counts: Counter[tuple[str, str]] = Counter({(role, "serving"): 0 for role in get_args(Role)})
+    credit: dict[str, int] = dict.fromkeys(get_args(Role), 0)
+    for known in gateway.fleet.workers.values():
+        counts[known.state.role, known.state.phase] += 1
+        credit[known.state.role] += gateway.fleet.credit(known)
+    for labels, count in counts.items():
+        yield "dopd_workers", labels, count
+    for role, free in credit.items():
+        yield "dopd_credit_requests", (role,), free

@@ -1,0 +1,40 @@
+"""What a worker has done since its start, in plain numbers. Pure.
+
+Consumes segments as they begin, end and are refused; produces the counters of its metrics. Nothing per token.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from dopd.worker.segment import Held
+from dopd_proto.request import RunEnd
+
+
+@dataclass(slots=True)
+class Tally:
+    """`made_tokens` are those of segments that ended; `busy_since_s` is set while work is in hand."""
+
+    ended: Counter[RunEnd] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    role_changes: int = 0
+    made_tokens: int = 0
+    busy_s: float = 0.0
+    busy_since_s: float | None = None
+
+    def began(self, now_s: float) -> None:
+        """A segment was taken."""
+        if self.busy_since_s is None:
+            self.busy_since_s = now_s
+
+    def closed(self, held: Held, end: RunEnd) -> None:
+        """It ended."""
+        self.ended[end] += 1
+        self.made_tokens += len(held.made)
+
+    def idle(self, now_s: float) -> None:
+        """It was the last one in hand."""
+        self.busy_s, self.busy_since_s = self.busy_until_s(now_s), None
+
+    def busy_until_s(self, now_s: float) -> float:
+        """Seconds with work in hand, up to now."""
+        return self.busy_s + (0.0 if self.busy_since_s is None else now_s - self.busy_since_s)
