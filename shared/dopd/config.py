@@ -92,6 +92,24 @@ class ForecasterConfig(Section, frozen=True):
     `refit_budget_s`. Prompts below `short_tokens` count as ultra-short.
     """
 
+class HttpConfig(Section, frozen=True):
+    """What clients' connections may take. Beyond `max_connections` a connection is told 503 and closed.
+
+    A request's header is to come within `header_timeout_s`, its body within `body_timeout_s` more; `max_receiving_mb`
+    (MiB) bounds what is held of all requests that have not come in whole. An answer that nobody reads is given up
+    after `write_timeout_s`. `keep_alive_s` is longer than clients keep idle connections, so that none is closed under a
+    request on its way.
+    """
+
+    max_connections: AtLeastOne = 16_384
+    max_header_bytes: Annotated[int, msgspec.Meta(ge=1024)] = 32_768
+    header_timeout_s: Positive = 20.0
+    body_timeout_s: Positive = 60.0
+    write_timeout_s: Positive = 60.0
+    keep_alive_s: AtLeastOne = 75
+    max_receiving_mb: AtLeastOne = 256
+
+
     bin_s: Positive = 10.0
     horizons_s: tuple[Positive, ...] = (10.0, 60.0, 300.0)
     models: tuple[str, ...] = ("last", "mean-50", "ewma", "ses", "kalman", "block-ses")
@@ -190,6 +208,7 @@ class Config(Section, frozen=True):
     workload: WorkloadConfig = WorkloadConfig()
     log: LogConfig = LogConfig()
     observability: ObservabilityConfig = ObservabilityConfig()
+    http: HttpConfig = HttpConfig()
 
 
 ENV_PREFIX = "DOPD__"

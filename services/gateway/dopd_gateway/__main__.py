@@ -47,7 +47,7 @@ async def serve(ctx: ServiceContext) -> None:
     slo = Slo(config.slo.ttft_s, config.slo.tpot_s)
     api = TextGateway(gateway, words, ctx.runtime, slo, config.gateway.timeout_s)
     nats = NatsApi(ctx.bus, api)
-    http = HttpServer(create_app(api, ctx.bus.max_payload), config.gateway.host, config.gateway.port)
+    http = HttpServer(create_app(api, ctx.bus.max_payload), config.gateway.host, config.gateway.port, config.http)
     await gateway.start()
     await nats.start()
     await http.start()

@@ -1,10 +1,11 @@
 """An HTTP server inside a service's own loop.
 
-Consumes: an ASGI app, host and port. Produces: `HttpServer`; it takes connections when `start` returns, and `stop` lets
-requests finish.
+Consumes: an ASGI app, host and port, the limits of connections. Produces: `HttpServer`; it takes connections when
+`start` returns, and `stop` lets requests finish.
 """
 
 import asyncio
+import resource
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,13 @@ from typing import Any
 
 import uvicorn
 
+from dopd.config import HttpConfig
 from dopd.errors import ConfigError
+from dopd.obs.log import get_logger
+from dopd_gateway.http_connection import AT_THE_DOOR, Room
+
+_OTHER_FILES = AT_THE_DOOR + 64
+"""File descriptors that the process needs besides its clients' connections."""
 
 
 class _Server(uvicorn.Server):
@@ -25,19 +32,23 @@ class _Server(uvicorn.Server):
 class HttpServer:
     """One listening socket. With port 0 the system picks one: see `port` after `start`."""
 
-    def __init__(self, app: Any, host: str, port: int, stop_timeout_s: float = 5.0) -> None:
+    def __init__(
+        self, app: Any, host: str, port: int, limits: HttpConfig | None = None, stop_timeout_s: float = 5.0
+    ) -> None:
         self._host, self.port = host, port
+        limits = limits or HttpConfig()
+        room = Room(limits, connections_for(limits.max_connections))
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http="httptools",
+                # uvicorn only calls it.
+                http=room.protocol(),  # type: ignore[arg-type]
                 ws="none",
                 lifespan="off",
                 access_log=False,
                 log_config=None,
                 server_header=False,
-                # Longer than clients keep idle connections, so that none is closed under a request on its way.
-                timeout_keep_alive=75,
+                timeout_keep_alive=limits.keep_alive_s,
                 timeout_graceful_shutdown=max(1, round(stop_timeout_s)),
             )
         )
@@ -60,6 +71,20 @@ class HttpServer:
         self._server.should_exit = True
         if self._task is not None:
             await self._task
+
+
+def connections_for(wanted: int) -> int:
+    """How many of these connections are possible. The process' limit of open files is raised as far as it may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    need = wanted + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < need:
+        most = need if hard == resource.RLIM_INFINITY else min(need, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        if most < need:
+            possible = max(1, most - _OTHER_FILES)
+            get_logger().warning("fewer_connections_possible", wanted=wanted, possible=possible, open_files=most)
+            return possible
+    return wanted
 
 
 def _listen(host: str, port: int) -> socket.socket:
