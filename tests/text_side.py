@@ -15,7 +15,7 @@ from dopd_gateway.stream import Inbound, Piece
 from dopd_gateway.text import Vocabulary
 from dopd_gateway.timeline import Phase, Place
 from dopd_gateway.tokenizer import Tokenizer
-from dopd_proto.request import FinishReason
+from dopd_proto.asked import Feature, FinishReason
 
 BOS, EOS = 1, 2
 MODEL = "tiny"
@@ -94,6 +94,7 @@ class ScriptedGateway:
     def __init__(self, script: Script = (), max_model_len: int = 100_000) -> None:
         self.model, self.max_model_len, self.script = MODEL, max_model_len, script
         self.serving = True
+        self.features: tuple[Feature, ...] = ("logprobs", "penalties", "logit_bias", "json_schema")
         self.opened = asyncio.Event()
         self.refuse: Exception | None = None
         self.inbounds: list[Inbound] = []

@@ -56,7 +56,8 @@ def _value(info: Any, name: str, number: int, default: Any = msgspec.NODEFAULT) 
         items = [_value(info.item_type, name, number + extra) for extra in range(2)]
         return items if isinstance(info, inspect.ListType) else tuple(items)
     if isinstance(info, inspect.DictType):
-        return {f"{name}-key": _value(info.value_type, name, number)}
+        key = number if isinstance(info.key_type, inspect.IntType) else f"{name}-key"
+        return {key: _value(info.value_type, name, number)}
     if isinstance(info, inspect.TupleType):
         return tuple(_value(kind, name, number + extra) for extra, kind in enumerate(info.item_types))
     return _MAKERS[type(info)](info, name, number)
@@ -66,6 +67,7 @@ def _value(info: Any, name: str, number: int, default: Any = msgspec.NODEFAULT) 
 _MAKERS: dict[type[Any], Callable[[Any, str, int], Any]] = {
     inspect.StrType: lambda info, name, number: f"{name}-{number}",
     inspect.IntType: lambda info, name, number: 300 + number,
+    inspect.AnyType: lambda info, name, number: f"any-{number}",
     inspect.FloatType: lambda info, name, number: number + 0.125,
     inspect.BytesType: lambda info, name, number: pack_tokens([number, 70_000]),
     inspect.StructType: lambda info, name, number: _struct(info, name),

@@ -1,13 +1,31 @@
-"""A request on its way: what a client asks, what a gateway places on workers, and the tokens that come back.
+"""A request on its way: what a gateway places on workers, and the tokens that come back.
 
-`Generate` → `PrefillWork` → `DecodeWork` → `TokenBatch` → `Chunk`/`Completion`, or a `Failure` at any point.
+`Generate` or `Chat` → `PrefillWork` → `DecodeWork` → `TokenBatch` → `Chunk`/`Completion`, or a `Failure` at any point.
+What clients ask and get is in `asked.py`, and can be had from here, too.
 """
 
 from typing import Literal
 
+from dopd_proto.asked import (
+    Chat,
+    Choice,
+    Chunk,
+    Completion,
+    Failure,
+    FinishReason,
+    Generate,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+)
 from dopd_proto.base import Message, Role
 
-FinishReason = Literal["stop", "length"]
+__all__ = [
+    "Abort", "BatchTag", "Chat", "Choice", "Chunk", "Completion", "DecodeWork", "Failure", "FinishReason", "Generate",
+    "PrefillWork", "Resend", "ResendReply", "Run", "RunEnd", "Sampling", "Segment", "Timing", "TokenBatch",
+    "TokenLogprob", "TopLogprob", "Usage", "Work", "WorkReply",
+]  # fmt: skip
+
 RunEnd = Literal["stop", "length", "handed_over", "open", "migrated", "aborted", "failed"]
 """How a run of tokens ended on its worker.
 
@@ -16,21 +34,12 @@ gateway places the next one. `migrated`: the worker gave the request back at a t
 """
 
 
-class Failure(Message):
-    """An error as it crosses processes; over HTTP the same fields in OpenAI's shape.
-
-    `status` is the HTTP status, `retryable` says whether the same request may succeed if sent again.
-    """
-
-    code: str
-    message: str
-    status: int
-    param: str | None = None
-    retryable: bool = False
-
-
 class Sampling(Message):
-    """How tokens are drawn. Lengths count output tokens over the whole request, not one segment."""
+    """How tokens are drawn. Lengths count output tokens over the whole request, not one segment; so do penalties.
+
+    `logprobs`: so many of the likeliest tokens beside the one drawn, None for no log-probabilities at all.
+    `json_schema`: the answer must be JSON of this schema, "" for any text.
+    """
 
     max_tokens: int
     min_tokens: int = 0
@@ -39,64 +48,13 @@ class Sampling(Message):
     top_k: int = 0
     seed: int | None = None
     ignore_eos: bool = False
-
-
-class Generate(Message, forbid_unknown_fields=True):
-    """The public NATS request on `dopd.v1.generate`: a completion, streamed to the caller's inbox if `stream`.
-
-    `prompt` is text or token ids. `timeout_s` bounds the whole request (default: the gateway's). `timeline` asks for
-    the request's phases with its end. `traceparent` (W3C Trace Context) puts its spans into the caller's trace.
-    """
-
-    model: str
-    prompt: str | list[int]
-    max_tokens: int = 16
-    min_tokens: int = 0
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int | None = None
-    stop: list[str] = []  # noqa: RUF012 - msgspec gives each message a list of its own
-    ignore_eos: bool = False
-    stream: bool = False
-    return_tokens: bool = False
-    timeout_s: float | None = None
-    priority: int = 0
-    timeline: bool = False
-    traceparent: str = ""
-
-
-class Usage(Message):
-    """Token counts as one engine would report them."""
-
-    prompt_tokens: int
-    completion_tokens: int
-
-
-class Chunk(Message):
-    """A piece of a streamed completion. `index` is the output index of its first token, `seq` counts chunks."""
-
-    request_id: str
-    seq: int
-    index: int
-    text: str
-    tokens: bytes = b""
-
-
-class Completion(Message):
-    """The end of a completion. Streamed: `text` and `tokens` are empty and `seq` is the number of chunks sent.
-
-    `timeline`, if it was asked for: name, start and end (seconds since the epoch) and process of each phase.
-    """
-
-    request_id: str
-    model: str
-    finish_reason: FinishReason
-    usage: Usage
-    text: str = ""
-    tokens: bytes = b""
-    seq: int = 0
-    timeline: tuple[tuple[str, float, float, str], ...] = ()
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}  # noqa: RUF012 - msgspec gives each message a dict of its own
+    logprobs: int | None = None
+    json_schema: str = ""
 
 
 class BatchTag(Message):
@@ -188,7 +146,8 @@ class Run(Message):
 
     `local_cached_tokens` and `store_cached_tokens` (first run of a segment) say how much of the input the engine's own
     prefix cache and the KV store gave; `missed_tokens` what an earlier segment had stored and was not found. `timing`
-    comes with a segment's first run, the one that ends it, and the one that tells of the hand-over.
+    comes with a segment's first run, the one that ends it, and the one that tells of the hand-over. `logprobs`, if they
+    were asked for, has as many float32 for each token as `logprob_ids` has ids: the token's own, then the likeliest.
     """
 
     request_id: str
@@ -203,6 +162,8 @@ class Run(Message):
     missed_tokens: int = 0
     failure: Failure | None = None
     timing: Timing | None = None
+    logprob_ids: bytes = b""
+    logprobs: bytes = b""
 
 
 class TokenBatch(Message):

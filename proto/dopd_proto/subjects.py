@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from dopd_proto import control, request, simstore, telemetry
+from dopd_proto import asked, control, request, simstore, telemetry
 from dopd_proto.base import Message
 
 M = TypeVar("M", bound=Message)
@@ -42,7 +42,9 @@ class _Wild(dict[str, str]):
         return "*"
 
 
-GENERATE = Subject("dopd.v1.generate", (request.Generate,), "client", "gateway")
+GENERATE = Subject("dopd.v1.generate", (asked.Generate,), "client", "gateway")
+CHAT = Subject("dopd.v1.chat", (asked.Chat,), "client", "gateway")
+MODELS = Subject("dopd.v1.models", (asked.ModelsRequest,), "client", "gateway")
 PREFILL_WORK = Subject("dopd.v1.worker.{worker_id}.prefill", (request.PrefillWork,), "gateway", "worker")
 DECODE_WORK = Subject("dopd.v1.worker.{worker_id}.decode", (request.DecodeWork,), "gateway, worker", "worker")
 ABORT = Subject("dopd.v1.worker.{worker_id}.abort", (request.Abort,), "gateway", "worker")
@@ -63,6 +65,6 @@ ROLES = Subject("dopd.v1.roles", (control.RolesRequest,), "person", "planner")
 DECISIONS = Subject("dopd.v1.decisions", (control.DecisionsRequest,), "person", "planner")
 
 SUBJECTS: tuple[Subject[Any], ...] = (
-    GENERATE, PREFILL_WORK, DECODE_WORK, ABORT, RESEND, TOKENS, WORKER_STATE, GATEWAY_STATE,
+    GENERATE, CHAT, MODELS, PREFILL_WORK, DECODE_WORK, ABORT, RESEND, TOKENS, WORKER_STATE, GATEWAY_STATE,
     ARRIVALS, OUTCOMES, FORECAST, ROLE_CHANGE, ROLES, DECISIONS, SIM_STORE,
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from dopd_proto.asked import Feature
 from dopd_proto.base import Message, Role
 
 Phase = Literal["starting", "serving", "draining", "stalled", "failed", "stopping"]
@@ -27,7 +28,7 @@ class WorkerState(Message):
     `accepting_at_s` is when the present role began to take work, `drained_at_s` when the last work of the old one
     was gone (None: still draining). Token counts: `queued_prefill_tokens` is prompt work not yet computed,
     `context_tokens` the live context of decoding requests. `engine` is the kind of engine, on `gpus` GPUs: workers that
-    say the same can take each other's role.
+    say the same can take each other's role. `features`: what of a request it does that not every engine does.
     """
 
     worker_id: str
@@ -56,6 +57,7 @@ class WorkerState(Message):
     max_model_len: int = 0
     gpus: int = 1
     engine: str = ""
+    features: tuple[Feature, ...] = ()
     grants: tuple[Grant, ...] = ()
 
 

@@ -70,7 +70,11 @@ class PolicyConfig(Section, frozen=True):
 
 
 class GatewayConfig(Section, frozen=True):
-    """`kv_budget_share`: the part of a KV store that may hold prefilled prompts which no decode worker has fetched."""
+    """`kv_budget_share`: the part of a KV store that may hold prefilled prompts which no decode worker has fetched.
+
+    `chat_max_tokens` bounds the answer of a chat that names no `max_tokens`. Each API key may send
+    `requests_per_s_per_key` (0: any number), and after a pause `burst_per_key` at once.
+    """
 
     host: str = "127.0.0.1"
     port: Port = 8000
@@ -81,16 +85,12 @@ class GatewayConfig(Section, frozen=True):
     resend_timeout_s: Positive = 1.0
     max_attempts: AtLeastOne = 5
     max_waiting: AtLeastOne = 10_000
+    chat_max_tokens: AtLeastOne = 4096
+    requests_per_s_per_key: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    burst_per_key: AtLeastOne = 10
     kv_budget_share: Share = 0.5
     window_s: Positive = 10.0
 
-
-class ForecasterConfig(Section, frozen=True):
-    """Arrivals are seen in bins of `bin_s`; `horizons_s` are multiples of it.
-
-    Of `models` the best of late is used, for each series and horizon. "arima" is fitted anew every `refit_bins`, within
-    `refit_budget_s`. Prompts below `short_tokens` count as ultra-short.
-    """
 
 class HttpConfig(Section, frozen=True):
     """What clients' connections may take. Beyond `max_connections` a connection is told 503 and closed.
@@ -109,6 +109,13 @@ class HttpConfig(Section, frozen=True):
     keep_alive_s: AtLeastOne = 75
     max_receiving_mb: AtLeastOne = 256
 
+
+class ForecasterConfig(Section, frozen=True):
+    """Arrivals are seen in bins of `bin_s`; `horizons_s` are multiples of it.
+
+    Of `models` the best of late is used, for each series and horizon. "arima" is fitted anew every `refit_bins`, within
+    `refit_budget_s`. Prompts below `short_tokens` count as ultra-short.
+    """
 
     bin_s: Positive = 10.0
     horizons_s: tuple[Positive, ...] = (10.0, 60.0, 300.0)
@@ -201,6 +208,7 @@ class Config(Section, frozen=True):
     slo: SloConfig = SloConfig()
     policy: PolicyConfig = PolicyConfig()
     gateway: GatewayConfig = GatewayConfig()
+    http: HttpConfig = HttpConfig()
     forecaster: ForecasterConfig = ForecasterConfig()
     planner: PlannerConfig = PlannerConfig()
     worker: WorkerConfig = WorkerConfig()
@@ -208,7 +216,6 @@ class Config(Section, frozen=True):
     workload: WorkloadConfig = WorkloadConfig()
     log: LogConfig = LogConfig()
     observability: ObservabilityConfig = ObservabilityConfig()
-    http: HttpConfig = HttpConfig()
 
 
 ENV_PREFIX = "DOPD__"

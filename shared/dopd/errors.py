@@ -6,6 +6,7 @@ DopdError
 │  ├─ BadRequest            400
 │  ├─ UnknownModel          404
 │  ├─ PayloadTooLarge       413, with both byte counts
+│  ├─ TooManyRequests       429, retryable
 │  ├─ Unavailable           503, retryable
 │  └─ DeadlineExceeded      504, retryable
 ├─ BusError
@@ -40,6 +41,7 @@ class RequestError(DopdError):
     code = "internal_error"
     status = 500
     retryable = False
+    retry_after_s: float | None = None
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -48,8 +50,9 @@ class RequestError(DopdError):
     def failure(self) -> Failure:
         """The error as a message."""
         return Failure(
-            code=self.code, message=self.message, status=self.status, param=self.param, retryable=self.retryable
-        )
+            code=self.code, message=self.message, status=self.status, param=self.param, retryable=self.retryable,
+            retry_after_s=self.retry_after_s,
+        )  # fmt: skip
 
 
 class BadRequest(RequestError):
@@ -74,10 +77,20 @@ class PayloadTooLarge(RequestError):
         self.size_bytes, self.limit_bytes = size_bytes, limit_bytes
 
 
+class TooManyRequests(RequestError):
+    """A limit on the rate or on the queue is reached; after `retry_after_s` it may work."""
+
+    code, status, retryable = "rate_limit_exceeded", 429, True
+
+    def __init__(self, message: str, param: str | None = None, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, param)
+        self.retry_after_s = retry_after_s
+
+
 class Unavailable(RequestError):
     """Nothing can serve the request now; sending it again later may work."""
 
-    code, status, retryable = "unavailable", 503, True
+    code, status, retryable, retry_after_s = "unavailable", 503, True, 1.0
 
 
 class DeadlineExceeded(RequestError):
@@ -131,6 +144,7 @@ def error_from(failure: Failure) -> RequestError:
     error = _KINDS.get(failure.code, RequestError)(failure.message, failure.param)
     # The sender may be newer than we are: its fields hold, not those of our class.
     error.code, error.status, error.retryable = failure.code, failure.status, failure.retryable
+    error.retry_after_s = failure.retry_after_s
     return error
 
 
@@ -144,5 +158,6 @@ class _RemoteTooLarge(PayloadTooLarge):
 
 
 _KINDS: dict[str, type[RequestError]] = {
-    kind.code: kind for kind in (BadRequest, UnknownModel, _RemoteTooLarge, Unavailable, DeadlineExceeded)
+    kind.code: kind
+    for kind in (BadRequest, UnknownModel, _RemoteTooLarge, TooManyRequests, Unavailable, DeadlineExceeded)
 }

@@ -18,7 +18,7 @@ from dopd_proto.subjects import SUBJECTS
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN: dict[str, str] = json.loads((ROOT / generate.GOLDEN).read_text())
 MESSAGES = all_messages()
-PUBLIC = {"Generate", "RolesRequest", "DecisionsRequest"}
+PUBLIC = {"Generate", "Chat", "ModelsRequest", "RolesRequest", "DecisionsRequest"}
 
 each_message = pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__name__)
 

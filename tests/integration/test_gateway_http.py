@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from dopd.errors import BadRequest, DeadlineExceeded, Unavailable
+from dopd.errors import BadRequest, DeadlineExceeded, RequestError, TooManyRequests, Unavailable
 from dopd_gateway.http import create_app
 from dopd_gateway.http_server import HttpServer
 from tests.text_side import EOS, MODEL, ScriptedGateway, ids_of, pieces, text_gateway
@@ -138,14 +138,8 @@ async def test_a_client_that_sends_what_changes_nothing_is_served() -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"n": 2}, "n"),
     ({"n": True}, "n"),
     ({"best_of": 3}, "best_of"),
-    ({"echo": True}, "echo"),
-    ({"logprobs": 1}, "logprobs"),
-    ({"logprobs": 0}, "logprobs"),
-    ({"presence_penalty": 0.5}, "presence_penalty"),
-    ({"logit_bias": {"5": 1}}, "logit_bias"),
     ({"suffix": "x"}, "suffix"),
     ({"temprature": 1}, "temprature"),
     ({"type": "Generate"}, "type"),
@@ -157,11 +151,31 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"stop": ["a", 3]}, "stop"),
     ({"stop": ""}, "stop"),
     ({"prompt": None}, "prompt"),
-    ({"prompt": ["a", "b"]}, "prompt"),
     ({"prompt": {"a": 1}}, "prompt"),
     ({"prompt": [1, "a"]}, "prompt"),
     ({"prompt": []}, "prompt"),
     ({"prompt": [99_999]}, "prompt"),
+    ({"prompt": [1, "a"]}, "prompt"),
+    ({"prompt": ["a", "b"], "n": 100}, "n"),
+    ({"n": 129}, "n"),
+    ({"logprobs": 21}, "logprobs"),
+    ({"logprobs": True}, "logprobs"),
+    ({"logprobs": 1, "echo": True}, "echo"),
+    ({"presence_penalty": 2.5}, "presence_penalty"),
+    ({"frequency_penalty": -2.5}, "frequency_penalty"),
+    ({"repetition_penalty": 0}, "repetition_penalty"),
+    ({"min_p": 1.5}, "min_p"),
+    ({"logit_bias": {"x": 1}}, "logit_bias"),
+    ({"logit_bias": {"5": 101}}, "logit_bias"),
+    ({"logit_bias": {"99999": 1}}, "logit_bias"),
+    ({"logit_bias": [5]}, "logit_bias"),
+    ({"response_format": {"type": "xml"}}, "response_format"),
+    ({"response_format": {"type": "json_schema"}}, "response_format"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format"),
+    ({"response_format": {"type": "text", "x": 1}}, "response_format"),
+    ({"response_format": "json"}, "response_format"),
+    ({"max_completion_tokens": 5}, "max_completion_tokens"),
+    ({"min_tokens": 200}, "min_tokens"),
     ({"model": None}, "model"),
     ({"stream": "yes"}, "stream"),
     ({"stream_options": {"include_usage": True}}, "stream_options"),
@@ -220,14 +234,22 @@ async def test_a_body_above_the_limit_is_refused_with_both_sizes() -> None:
     assert after.status_code == 200
 
 
-async def test_a_full_queue_is_503_with_the_time_to_come_back() -> None:
+@pytest.mark.parametrize(
+    ("error", "status", "code", "after_s"),
+    [
+        (TooManyRequests("the queue is full"), 429, "rate_limit_exceeded", "1"),
+        (TooManyRequests("too fast", retry_after_s=2.4), 429, "rate_limit_exceeded", "3"),
+        (Unavailable("no worker"), 503, "unavailable", "1"),
+    ],
+)
+async def test_what_may_work_later_says_when(error: RequestError, status: int, code: str, after_s: str) -> None:
     gateway = scripted()
-    gateway.refuse = Unavailable("the queue is full")
+    gateway.refuse = error
     async with in_process(gateway) as client:
         answers = [await client.post("/v1/completions", json={**BODY, "stream": s}) for s in (False, True)]
     for answer in answers:
-        assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
-        assert answer.json()["error"]["code"] == "unavailable"
+        assert answer.status_code == status and answer.headers["retry-after"] == after_s
+        assert answer.json()["error"]["code"] == code
 
 
 @pytest.mark.parametrize("stream", [False, True])

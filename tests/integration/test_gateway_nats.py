@@ -170,10 +170,10 @@ def test_bytes_that_are_no_request_get_a_failure_and_harm_nobody() -> None:
         client, got = broker.connect("client"), asyncio.Queue[Message]()
         await client.subscribe(Address("_INBOX.mine", (Failure,)), lambda delivery: got.put_nowait(delivery.message))
         # A field that Generate does not have, as a client in another language might send it.
-        wrong = msgspec.msgpack.encode({"type": "Generate", "model": MODEL, "prompt": "x", "n": 2})
+        wrong = msgspec.msgpack.encode({"type": "Generate", "model": MODEL, "prompt": "x", "m": 2})
         broker.inject(GENERATE.at().name, wrong, "_INBOX.mine")
         failure = await got.get()
-        assert isinstance(failure, Failure) and failure.status == 400 and "`n`" in failure.message
+        assert isinstance(failure, Failure) and failure.status == 400 and "`m`" in failure.message
         assert (await client.request(GENERATE.at(), asked(), (Completion,), 30)).text == SAID
 
     gateway = ScriptedGateway(pieces(ids_of(SAID)))

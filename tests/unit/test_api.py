@@ -8,7 +8,7 @@ import pytest
 
 from dopd.errors import BadRequest, RequestError, Unavailable, UnknownModel
 from dopd_gateway.stream import Piece
-from dopd_gateway.validate import check_fields, check_prompt, sampling_of
+from dopd_gateway.validate import check_engine, check_fields, check_prompt, sampling_of
 from dopd_proto.base import pack_tokens
 from dopd_proto.request import Chunk, Completion, Generate
 from tests.text_side import EOS, MODEL, ScriptedGateway, ids_of, pieces, text_gateway
@@ -23,7 +23,7 @@ def request(**fields: Any) -> Generate:
 WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"max_tokens": 0}, "max_tokens", "max_tokens is 0, but must be at least 1"),
     ({"max_tokens": -3}, "max_tokens", "-3"),
-    ({"min_tokens": -1}, "min_tokens", "negative"),
+    ({"min_tokens": -1}, "min_tokens", "at least 0"),
     ({"min_tokens": 101}, "min_tokens", "101.*max_tokens.*100"),
     ({"temperature": -0.1}, "temperature", "-0.1"),
     ({"temperature": float("nan")}, "temperature", "nan"),
@@ -86,12 +86,12 @@ def test_prompt_and_answer_must_fit_into_the_context_together() -> None:
 
 def test_before_a_worker_told_the_context_length_requests_may_come_again_later() -> None:
     with pytest.raises(Unavailable):
-        check_prompt([1], request(), 400, 0)
+        check_engine(request(), ("logprobs",), 0)
 
 
 @pytest.mark.parametrize(("top_k", "kept"), [(-1, 0), (0, 0), (5, 5), (400, 0), (10**30, 0)])
 def test_a_top_k_that_leaves_all_tokens_in_is_none(top_k: int, kept: int) -> None:
-    assert sampling_of(request(top_k=top_k), 400).top_k == kept
+    assert sampling_of(request(top_k=top_k), 400, 5, 1000, 100).top_k == kept
 
 
 async def test_nothing_is_queued_for_a_refused_request() -> None:

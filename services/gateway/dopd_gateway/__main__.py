@@ -14,6 +14,7 @@ from dopd_gateway.metrics import GatewayMetrics
 from dopd_gateway.nats_api import NatsApi
 from dopd_gateway.number_tokenizer import NumberTokenizer
 from dopd_gateway.over import OnEnded, all_of, log_ended
+from dopd_gateway.rate import Rates
 from dopd_gateway.service import Gateway
 from dopd_gateway.spans import Spans
 from dopd_gateway.text import Vocabulary
@@ -45,7 +46,10 @@ async def serve(ctx: ServiceContext) -> None:
     )  # fmt: skip
     ctx.metrics.add(lambda: metrics.samples(gateway))
     slo = Slo(config.slo.ttft_s, config.slo.tpot_s)
-    api = TextGateway(gateway, words, ctx.runtime, slo, config.gateway.timeout_s)
+    rates = Rates(config.gateway.requests_per_s_per_key, config.gateway.burst_per_key)
+    api = TextGateway(
+        gateway, words, ctx.runtime, slo, config.gateway.timeout_s, config.gateway.chat_max_tokens, rates
+    )  # fmt: skip
     nats = NatsApi(ctx.bus, api)
     http = HttpServer(create_app(api, ctx.bus.max_payload), config.gateway.host, config.gateway.port, config.http)
     await gateway.start()

@@ -4,7 +4,7 @@ Consumes: an `Answer` and its `Writer`. Produces: server-sent events. A client t
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -12,7 +12,8 @@ from dopd.errors import RequestError
 from dopd.obs.log import get_logger
 from dopd_gateway.answer import Answer
 from dopd_gateway.openai_write import Writer, error_json, event
-from dopd_proto.request import Failure
+from dopd_gateway.several import Several
+from dopd_proto.asked import Failure
 
 T = TypeVar("T")
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -28,8 +29,8 @@ class EventStream:
     raised here, and so gets its own status.
     """
 
-    def __init__(self, answer: Answer, writer: Writer) -> None:
-        self._answer, self._writer = answer, writer
+    def __init__(self, answer: Answer | Several, writer: Writer, headers: Mapping[str, str]) -> None:
+        self._answer, self._writer, self._extra = answer, writer, headers
         self._started = False
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -59,7 +60,7 @@ class EventStream:
         return [
             (b"content-type", b"text/event-stream; charset=utf-8"),
             (b"cache-control", b"no-cache"),
-            (b"x-request-id", self._answer.request_id.encode()),
+            *((name.encode(), value.encode()) for name, value in self._extra.items()),
         ]
 
     def _failure(self, error: Exception) -> Failure:

@@ -1,11 +1,10 @@
-"""The OpenAI-compatible HTTP side: completions (plain or streamed), models, health and readiness.
+"""The OpenAI-compatible HTTP side: completions and chats (plain or streamed), tokens, models, health and readiness.
 
 Consumes: HTTP requests, a `TextGateway`. Produces: an ASGI app; every error has OpenAI's shape. A client that hangs up
 cancels its request, streamed or not. An error before the first token has its own HTTP status, a later one is an event.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
+from math import ceil
 from typing import Any
 
 import msgspec
@@ -18,11 +17,13 @@ from starlette.routing import Route
 from dopd.errors import PayloadTooLarge, RequestError, Unavailable, UnknownModel
 from dopd_gateway.api import TextGateway
 from dopd_gateway.event_stream import INTERNAL, EventStream, unless_gone
-from dopd_gateway.openai_parse import Ask, parse
+from dopd_gateway.headers import answer_headers, key_of, with_headers
+from dopd_gateway.openai_parse import CHAT, COMPLETION, Ask, Form, object_of, parse
 from dopd_gateway.openai_write import Writer, error_json
-from dopd_proto.request import Failure
+from dopd_gateway.openapi import document
+from dopd_gateway.tokenize_forms import Detokenize, Tokenize, TokenizeChat, tokenize_form
+from dopd_proto.asked import Failure
 
-_RETRY_AFTER_S = "1"
 _CLIENT_GONE = 499
 
 
@@ -31,10 +32,14 @@ def create_app(api: TextGateway, max_body_bytes: int) -> Starlette:
     pages = _Pages(api, max_body_bytes)
     routes = [
         Route("/v1/completions", pages.completions, methods=["POST"]),
+        Route("/v1/chat/completions", pages.chat, methods=["POST"]),
+        Route("/tokenize", pages.tokenize, methods=["POST"]),
+        Route("/detokenize", pages.detokenize, methods=["POST"]),
         Route("/v1/models", pages.models, methods=["GET"]),
         Route("/v1/models/{model:path}", pages.model, methods=["GET"]),
         Route("/health", pages.health, methods=["GET"]),
         Route("/ready", pages.ready, methods=["GET"]),
+        Route("/openapi.json", pages.openapi, methods=["GET"]),
     ]
     handlers: Any = {
         HTTPException: _on_http_error,
@@ -50,18 +55,39 @@ class _Pages:
         self._api, self._max_body_bytes = api, max_body_bytes
 
     async def completions(self, request: Request) -> Response | EventStream:
-        ask = _with_headers(parse(await _body(request, self._max_body_bytes)), request.headers)
-        answer = await self._api.open(ask.generate)
-        writer = Writer(ask, answer.request_id, self._api.now(), answer.prompt)
-        if ask.generate.stream:
-            return EventStream(answer, writer)
+        return await self._answer(request, COMPLETION)
+
+    async def chat(self, request: Request) -> Response | EventStream:
+        return await self._answer(request, CHAT)
+
+    async def _answer(self, request: Request, form: Form) -> Response | EventStream:
+        ask = parse(await _body(request, self._max_body_bytes), form)
+        ask = Ask(with_headers(ask.asked, request.headers), ask.include_usage, ask.continuous_usage)
+        answer = await self._api.open(ask.asked, key_of(request.headers))
+        writer = Writer(ask, answer.request_id, self._api.now(), answer.prompts)
+        headers = answer_headers(answer.request_id, request.headers)
+        if ask.asked.stream:
+            return EventStream(answer, writer, headers)
         try:
             completion = await unless_gone(request.receive, answer.whole())
         finally:
             answer.close()
         if completion is None:
             return Response(status_code=_CLIENT_GONE)
-        return _json(writer.plain(completion), {"x-request-id": answer.request_id})
+        return _json(writer.plain(completion), headers)
+
+    async def tokenize(self, request: Request) -> Response:
+        asked: Tokenize | TokenizeChat = tokenize_form(object_of(await _body(request, self._max_body_bytes)))
+        tokens = await asked.tokens(self._api)
+        body = {"count": len(tokens), "max_model_len": self._api.max_model_len, "tokens": tokens}
+        return _json(msgspec.json.encode(body))
+
+    async def detokenize(self, request: Request) -> Response:
+        asked = Detokenize.of(object_of(await _body(request, self._max_body_bytes)))
+        return _json(msgspec.json.encode({"prompt": self._api.detokenize(asked.model, asked.tokens)}))
+
+    async def openapi(self, _: Request) -> Response:
+        return _json(msgspec.json.encode(document(self._api.model)))
 
     async def models(self, _: Request) -> Response:
         return _json(msgspec.json.encode({"object": "list", "data": [self._card()]}))
@@ -80,22 +106,16 @@ class _Pages:
         return _json(b'{"status":"ready"}')
 
     def _card(self) -> dict[str, Any]:
+        card = self._api.card()
         return {
-            "id": self._api.model,
+            "id": card.model,
             "object": "model",
-            "created": int(self._api.started_s),
+            "created": int(card.created_s),
             "owned_by": "dopd",
-            "max_model_len": self._api.max_model_len,
+            "max_model_len": card.max_model_len,
+            "features": card.features,
+            "chat": card.chat,
         }
-
-
-def _with_headers(ask: Ask, headers: Mapping[str, str]) -> Ask:
-    """What the body has no field for: `x-dopd-timeline: 1`, and the caller's `traceparent`."""
-    timeline, traceparent = headers.get("x-dopd-timeline") == "1", headers.get("traceparent", "")
-    if not timeline and not traceparent:
-        return ask
-    generate = msgspec.structs.replace(ask.generate, timeline=timeline, traceparent=traceparent)
-    return replace(ask, generate=generate)
 
 
 async def _body(request: Request, limit_bytes: int) -> bytes:
@@ -116,7 +136,7 @@ def _json(body: bytes, headers: dict[str, str] | None = None, status: int = 200)
 
 
 def _error_response(failure: Failure, headers: dict[str, str] | None = None) -> Response:
-    retry = {"retry-after": _RETRY_AFTER_S} if failure.status == Unavailable.status else {}
+    retry = {} if failure.retry_after_s is None else {"retry-after": str(max(1, ceil(failure.retry_after_s)))}
     return _json(error_json(failure), {**(headers or {}), **retry}, failure.status)
 
 

@@ -4,11 +4,18 @@ Consumes: ids or text. Produces: `NumberTokenizer`. Words and ids are one to one
 prompt and gives the same ids; any other text becomes hashed ids, about as many as a real tokenizer would make.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 from zlib import crc32
 
+from dopd_gateway.chat_template import ChatTemplate
 from dopd_gateway.text import Step
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 
 _SYLLABLES = tuple(consonant + vowel for consonant in "bdfghjklmnprstvz" for vowel in "aeiou")
 _DIGITS = {syllable: digit for digit, syllable in enumerate(_SYLLABLES)}
@@ -21,9 +28,22 @@ class NumberTokenizer:
     def __init__(self, vocab_size: int = 128_256) -> None:
         self.vocab_size = vocab_size
         self.eos_token_ids: frozenset[int] = frozenset()
+        self._template = ChatTemplate(CHAT_TEMPLATE, {}, "the emulated engine")
 
-    def encode(self, text: str) -> list[int]:
+    @property
+    def chats(self) -> bool:
+        return True
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
         return [token for word in text.split() for token in self._ids(word)]
+
+    def decode(self, tokens: Sequence[int], special: bool = True) -> str:
+        return " ".join(map(word_of, tokens))
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, extra: Mapping[str, Any], now_s: float
+    ) -> str:
+        return self._template.text(messages, add_generation_prompt, extra, now_s)
 
     def stepper(self, prompt: Sequence[int]) -> Step:
         separator = " " if prompt else ""

@@ -1,7 +1,7 @@
-"""A body in OpenAI's text completion format, read. Pure.
+"""Bodies in OpenAI's formats, read: text completions and chats. Pure.
 
 Consumes: JSON bytes. Produces: `Ask`, or a BadRequest. A field that we do not support is refused by name unless its
-value asks for nothing; none is ignored in silence.
+value asks for nothing; none is ignored in silence. The tables are also what the OpenAPI document is made from.
 """
 
 import re
@@ -12,28 +12,19 @@ from typing import Any
 import msgspec
 
 from dopd.errors import BadRequest
-from dopd_proto.request import Generate
+from dopd_proto.asked import Chat, Generate
 
-# Fields of the body that are fields of `Generate`, most of them under the same name. The second line is not OpenAI's:
-# names as in vLLM, and our `timeout_s`.
-_FIELDS = {
-    **{f: f for f in ("model", "prompt", "max_tokens", "temperature", "top_p", "seed", "stop", "stream")},
-    **{f: f for f in ("min_tokens", "top_k", "ignore_eos", "priority", "timeout_s")},
+# Fields of the body that are fields of our message, most under the same name. Those of the second and third line are
+# not OpenAI's: names as in vLLM, and our `timeout_s`.
+_COMMON = {
+    **{f: f for f in ("model", "max_tokens", "temperature", "top_p", "seed", "stop", "stream", "n", "logit_bias")},
+    **{f: f for f in ("presence_penalty", "frequency_penalty", "response_format", "min_tokens", "top_k", "min_p")},
+    **{f: f for f in ("repetition_penalty", "ignore_eos", "priority", "timeout_s")},
     "return_token_ids": "return_tokens",
 }
 # What clients send though it changes nothing. `null` changes nothing in any field.
 _NO_OPS: Mapping[str, Any] = {
-    "n": 1,
-    "best_of": 1,
-    "echo": False,
-    "suffix": "",
-    "presence_penalty": 0,
-    "frequency_penalty": 0,
-    "repetition_penalty": 1,
     "length_penalty": 1,
-    "min_p": 0,
-    "logit_bias": {},
-    "logprobs": None,
     "prompt_logprobs": None,
     "use_beam_search": False,
     "stop_token_ids": [],
@@ -41,9 +32,37 @@ _NO_OPS: Mapping[str, Any] = {
     "include_stop_str_in_output": False,
     "skip_special_tokens": True,
     "spaces_between_special_tokens": True,
-    "add_special_tokens": True,
 }
-_STREAM_OPTIONS: Mapping[str, Any] = {"include_obfuscation": False}
+LABELS = frozenset({"user", "safety_identifier", "prompt_cache_key", "metadata"})
+"""For the provider's statistics, without effect on the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A kind of body: `fields` by their names there, `no_ops` with the one value that each may have."""
+
+    kind: type[Generate] | type[Chat]
+    fields: Mapping[str, str]
+    no_ops: Mapping[str, Any]
+    required: tuple[str, ...]
+
+
+COMPLETION = Form(
+    Generate,
+    {**_COMMON, **{f: f for f in ("prompt", "echo", "logprobs")}},
+    {**_NO_OPS, "best_of": 1, "suffix": "", "add_special_tokens": True},
+    ("model", "prompt"),
+)
+CHAT = Form(
+    Chat,
+    {**_COMMON, **{f: f for f in ("messages", "logprobs", "add_generation_prompt", "chat_template_kwargs")}},
+    {
+        **_NO_OPS, "tools": [], "functions": [], "tool_choice": "none", "store": False, "modalities": ["text"],
+        "service_tier": "auto", "parallel_tool_calls": True, "add_special_tokens": False,
+    },
+    ("model", "messages"),
+)  # fmt: skip
+STREAM_OPTIONS: Mapping[str, Any] = {"include_obfuscation": False}
 _WHICH_USAGE = ("include_usage", "continuous_usage_stats")
 
 
@@ -51,22 +70,47 @@ _WHICH_USAGE = ("include_usage", "continuous_usage_stats")
 class Ask:
     """A request as the body has it. `continuous_usage`: each event says how many tokens there are so far."""
 
-    generate: Generate
+    asked: Generate | Chat
     include_usage: bool = False
     continuous_usage: bool = False
 
 
-def parse(body: bytes) -> Ask:
+def parse(body: bytes, form: Form = COMPLETION) -> Ask:
     """Raises BadRequest naming the field."""
+    fields = object_of(body)
+    include, continuous = _usage_asked(fields.pop("stream_options", None), fields.get("stream") is True)
+    for label in LABELS & fields.keys():
+        del fields[label]
+    if form is CHAT:
+        _as_in_completions(fields)
+    asked: Generate | Chat = message_of(fields, form)
+    return Ask(asked, include, continuous)
+
+
+def object_of(body: bytes) -> dict[str, Any]:
+    """The fields that are not null."""
     try:
         fields = msgspec.json.decode(body, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise BadRequest(f"the body is not a JSON object: {error}") from error
-    fields = {name: value for name, value in fields.items() if value is not None}
-    include, continuous = _usage_asked(fields.pop("stream_options", None), fields.get("stream") is True)
-    # A label for the provider's statistics, without effect on the answer.
-    fields.pop("user", None)
-    return Ask(_generate(fields), include, continuous)
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _as_in_completions(fields: dict[str, Any]) -> None:
+    """What a chat names otherwise: the length, and `logprobs`, which is a flag beside the number."""
+    longest = fields.pop("max_completion_tokens", None)
+    if longest is not None:
+        if fields.get("max_tokens", longest) != longest:
+            text = "max_completion_tokens and max_tokens differ; they mean the same, so send one of them"
+            raise BadRequest(text, "max_completion_tokens")
+        fields["max_tokens"] = longest
+    wanted, count = fields.pop("logprobs", False), fields.pop("top_logprobs", None)
+    if not isinstance(wanted, bool):
+        raise BadRequest("logprobs must be true or false", "logprobs")
+    if not wanted and count is not None and (count != 0 or isinstance(count, bool)):
+        raise BadRequest("top_logprobs needs logprobs to be true", "top_logprobs")
+    if wanted:
+        fields["logprobs"] = 0 if count is None else count
 
 
 def _usage_asked(options: Any, streamed: bool) -> tuple[bool, bool]:
@@ -80,7 +124,7 @@ def _usage_asked(options: Any, streamed: bool) -> tuple[bool, bool]:
     for name, value in zip(_WHICH_USAGE, (include, continuous), strict=True):
         if not isinstance(value, bool):
             raise BadRequest(f"stream_options.{name} must be true or false", "stream_options")
-    _refuse(options, _STREAM_OPTIONS, "stream_options.")
+    _refuse(options, STREAM_OPTIONS, "stream_options.")
     return include, include and continuous
 
 
@@ -88,38 +132,37 @@ def _refuse(fields: Mapping[str, Any], no_ops: Mapping[str, Any], prefix: str = 
     for name, value in fields.items():
         if name not in no_ops:
             raise BadRequest(f"the field {prefix}{name[:100]} is not known here", f"{prefix}{name[:100]}")
-        # 0 == False in Python, but `echo: 0` and `n: true` are mistakes.
+        # 0 == False in Python, but `best_of: true` is a mistake.
         if value != no_ops[name] or isinstance(value, bool) != isinstance(no_ops[name], bool):
             text = f"the field {prefix}{name} is not supported, but for the value that asks for nothing"
             raise BadRequest(text, f"{prefix}{name}")
 
 
-def _generate(fields: dict[str, Any]) -> Generate:
-    _refuse({name: value for name, value in fields.items() if name not in _FIELDS}, _NO_OPS)
-    known = {ours: fields[theirs] for theirs, ours in _FIELDS.items() if theirs in fields}
-    for required in ("model", "prompt"):
-        if required not in known:
+def message_of(fields: dict[str, Any], form: Form) -> Any:
+    """The message that the fields make. Raises BadRequest."""
+    _refuse({name: value for name, value in fields.items() if name not in form.fields}, form.no_ops)
+    for required in form.required:
+        if required not in fields:
             raise BadRequest(f"{required} is missing", required)
-    known["prompt"] = _one_prompt(known["prompt"])
+    known = {ours: fields[theirs] for theirs, ours in form.fields.items() if theirs in fields}
     if isinstance(known.get("stop"), str):
         known["stop"] = [known["stop"]]
+    if isinstance(known.get("logit_bias"), dict):
+        known["logit_bias"] = {_token_id(key): bias for key, bias in known["logit_bias"].items()}
     try:
-        return msgspec.convert(known, Generate)
+        return msgspec.convert(known, form.kind)
     except msgspec.ValidationError as error:
-        raise _wrong_type(error) from error
+        raise _wrong_type(error, form) from error
 
 
-def _one_prompt(prompt: Any) -> Any:
-    """A list of one prompt is that prompt; clients of the batch form send it."""
-    if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
-        if len(prompt) > 1:
-            raise BadRequest(f"prompt has {len(prompt)} prompts; send one request for each", "prompt")
-        return prompt[0]
-    return prompt
+def _token_id(key: str) -> int:
+    if not re.fullmatch(r"\d{1,10}", key, re.ASCII):
+        raise BadRequest(f"logit_bias: {key[:100]!r} is no token id", "logit_bias")
+    return int(key)
 
 
-def _wrong_type(error: msgspec.ValidationError) -> BadRequest:
+def _wrong_type(error: msgspec.ValidationError, form: Form) -> BadRequest:
     text, _, path = str(error).partition(" - at `$.")
     ours = re.split(r"\W", path, maxsplit=1)[0]
-    param = next((theirs for theirs, name in _FIELDS.items() if name == ours), None)
+    param = next((theirs for theirs, name in form.fields.items() if name == ours), None)
     return BadRequest(f"{param}: {text}" if param else text, param)

@@ -11,7 +11,16 @@ from typing import Any
 from dopd.bus import Bus, Delivery, Subscription
 from dopd.cluster import ClusterView
 from dopd.config import GatewayConfig
-from dopd.errors import BadRequest, BusError, DeadlineExceeded, PayloadTooLarge, RequestError, Unavailable, error_from
+from dopd.errors import (
+    BadRequest,
+    BusError,
+    DeadlineExceeded,
+    PayloadTooLarge,
+    RequestError,
+    TooManyRequests,
+    Unavailable,
+    error_from,
+)
 from dopd.obs.log import get_logger
 from dopd.policy.base import Dispatch, Policy, RequestView
 from dopd.runtime.clock import Runtime
@@ -22,6 +31,7 @@ from dopd_gateway.mend import Mend
 from dopd_gateway.presence import Presence
 from dopd_gateway.stream import Inbound, Stream
 from dopd_gateway.timeline import Place
+from dopd_proto.asked import Feature
 from dopd_proto.request import (
     Abort,
     BatchTag,
@@ -132,12 +142,18 @@ class Gateway:
         """The shortest context of the known workers, 0 while none is known."""
         return min((k.state.max_model_len for k in self.fleet.workers.values()), default=0)
 
+    @property
+    def features(self) -> frozenset[Feature]:
+        """What every known worker's engine does: a request may come to any of them."""
+        told = [frozenset(known.state.features) for known in self.fleet.workers.values()]
+        return frozenset.intersection(*told) if told else frozenset()
+
     def ready(self) -> bool:
         return any(known.serving() for known in self.fleet.workers.values())
 
     def open(self, inbound: Inbound) -> Stream:
         if len(self._waiting) >= self._config.max_waiting:
-            raise Unavailable(f"{len(self._waiting)} requests wait already")
+            raise TooManyRequests(f"{len(self._waiting)} requests wait already")
         now_s = self._runtime.now()
         request = Request(self._runtime.new_id("req"), inbound, now_s)
         stream = Stream(

@@ -4,14 +4,15 @@ The text side hands in an `Inbound` and reads a `TokenStream`; it never sees wor
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from dopd.errors import RequestError
 from dopd.slo import Slo
 from dopd_gateway.timeline import Phase
-from dopd_proto.request import FinishReason, Sampling
+from dopd_proto.asked import Feature, FinishReason
+from dopd_proto.request import Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +31,15 @@ class Inbound:
 class Piece:
     """Output tokens in order, each exactly once. `index` is the output index of the first; `end` closes the stream.
 
-    `times_s` are the worker's clock at each token.
+    `times_s` are the worker's clock at each token. `logprobs` has, for each token and if they were asked for, ids and
+    log-probabilities: the token's own first, then the likeliest.
     """
 
     index: int
     tokens: tuple[int, ...]
     times_s: tuple[float, ...]
     end: FinishReason | None = None
+    logprobs: tuple[tuple[Sequence[int], Sequence[float]], ...] = ()
 
 
 class TokenStream(Protocol):
@@ -88,8 +91,12 @@ class TokenGateway(Protocol):
     def max_model_len(self) -> int:
         """The context length in tokens, 0 while no worker has told it."""
 
+    @property
+    def features(self) -> Collection[Feature]:
+        """What every known worker's engine does of what not all do."""
+
     def open(self, inbound: Inbound) -> TokenStream:
-        """Queue a request. Raises Unavailable when the queue is full."""
+        """Queue a request. Raises TooManyRequests when the queue is full."""
 
     def ready(self) -> bool:
         """Whether a worker serves now."""

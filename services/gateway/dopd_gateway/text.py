@@ -6,9 +6,9 @@ The rules are vLLM's: the text that came with token k is matched once k > min_to
 wins, and usage counts the tokens up to the one that completed it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 Step = Callable[[int], str]
 """One more token id in, the text that it completes out (empty in the middle of a character)."""
@@ -20,11 +20,23 @@ class Vocabulary(Protocol):
     vocab_size: int
     eos_token_ids: frozenset[int]
 
-    def encode(self, text: str) -> list[int]:
-        """The prompt's ids, special tokens added as the model wants them."""
+    @property
+    def chats(self) -> bool:
+        """Whether the model has a chat template."""
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """The text's ids; with `special` those tokens are added that the model wants around a prompt."""
+
+    def decode(self, tokens: Sequence[int], special: bool = True) -> str:
+        """The text of these ids; special tokens are text only with `special`."""
 
     def stepper(self, prompt: Sequence[int]) -> Step:
         """A decoder of what follows the prompt; special tokens give no text."""
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, extra: Mapping[str, Any], now_s: float
+    ) -> str:
+        """The text that the model's chat template makes of checked messages. Raises BadRequest."""
 
 
 @dataclass(frozen=True, slots=True)

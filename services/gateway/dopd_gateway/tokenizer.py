@@ -4,7 +4,7 @@ Consumes: a model folder with `tokenizer.json`, or a hub id (from the hub's loca
 Produces: `Tokenizer`, whose ids and text are those of vLLM's `/v1/completions`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ import msgspec
 import tokenizers
 from tokenizers.decoders import DecodeStream
 
-from dopd.errors import ConfigError
+from dopd.errors import BadRequest, ConfigError
+from dopd_gateway.chat_template import ChatTemplate
 from dopd_gateway.text import Step
 
-_FILES = ("tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json")
+_TEMPLATE = "chat_template.jinja"
+_FILES = ("tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json", _TEMPLATE)
 # The first output token may complete a character of the prompt; decoding all of a long prompt for that costs 10 ms.
 _CONTEXT_TOKENS = 16
 
@@ -28,11 +30,17 @@ class Tokenizer:
     Llama's among them, transformers builds the steps before and after anew; their own files have the same ones.)
     """
 
-    def __init__(self, inner: tokenizers.Tokenizer, vocab_size: int = 0, eos_token_ids: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        inner: tokenizers.Tokenizer,
+        vocab_size: int = 0,
+        eos_token_ids: Sequence[int] = (),
+        template: ChatTemplate | None = None,
+    ) -> None:
         # A truncation or padding length baked into the file is for training.
         inner.no_truncation()
         inner.no_padding()
-        self._inner = inner
+        self._inner, self._template = inner, template
         # Models are often padded to more rows than the tokenizer has entries.
         self.vocab_size = max(vocab_size, inner.get_vocab_size())
         self.eos_token_ids = frozenset(eos_token_ids)
@@ -49,10 +57,25 @@ class Tokenizer:
         _mark_special(inner, named)
         sizes = [settings.get("vocab_size"), _table(settings.get("text_config")).get("vocab_size")]
         eos = [*_eos_ids(settings), *_eos_ids(_json(folder / "generation_config.json")), *_named_eos(inner, named)]
-        return cls(inner, max((size for size in sizes if isinstance(size, int)), default=0), eos)
+        size = max((size for size in sizes if isinstance(size, int)), default=0)
+        return cls(inner, size, eos, _template_of(folder, named))
 
-    def encode(self, text: str) -> list[int]:
-        return self._inner.encode(text, add_special_tokens=True).ids
+    @property
+    def chats(self) -> bool:
+        return self._template is not None
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        return self._inner.encode(text, add_special_tokens=special).ids
+
+    def decode(self, tokens: Sequence[int], special: bool = True) -> str:
+        return self._inner.decode(tokens, skip_special_tokens=not special)
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, extra: Mapping[str, Any], now_s: float
+    ) -> str:
+        if self._template is None:
+            raise BadRequest("the model has no chat template; use completions", "messages")
+        return self._template.text(messages, add_generation_prompt, extra, now_s)
 
     def stepper(self, prompt: Sequence[int]) -> Step:
         stream = DecodeStream(skip_special_tokens=True)
@@ -97,18 +120,32 @@ def _table(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _named_tokens(named: dict[str, Any]) -> Iterator[str]:
+def _named_tokens(named: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """`"eos_token": "</s>"`, or the same as a table with flags."""
     for key, value in named.items():
         content = _table(value).get("content", value)
         if key.endswith("_token") and isinstance(content, str):
-            yield content
+            yield key, content
+
+
+def _template_of(folder: Path, named: dict[str, Any]) -> ChatTemplate | None:
+    """A file of its own goes before the config's entry, where several have names; there "default" is meant."""
+    file, entry = folder / _TEMPLATE, named.get("chat_template")
+    if isinstance(entry, list):
+        entry = {each.get("name"): each.get("template") for each in map(_table, entry)}.get("default")
+    if file.is_file():
+        try:
+            entry = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(str(file), "file", f"cannot be used: {error}") from error
+    return ChatTemplate(entry, dict(_named_tokens(named)), str(folder)) if isinstance(entry, str) else None
 
 
 def _mark_special(inner: tokenizers.Tokenizer, named: dict[str, Any]) -> None:
     """Tokens that the config names (bos, eos, pad) are special, also where `tokenizer.json` has them as plain ones."""
     known = {token.content for token in inner.get_added_tokens_decoder().values()}
-    inner.add_special_tokens([t for t in _named_tokens(named) if t not in known and inner.token_to_id(t) is not None])
+    tokens = [token for _, token in _named_tokens(named)]
+    inner.add_special_tokens([t for t in tokens if t not in known and inner.token_to_id(t) is not None])
 
 
 def _eos_ids(settings: dict[str, Any]) -> list[int]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from dopd.policy.base import BudgetSpec
+from dopd_proto.asked import Feature
 from dopd_proto.request import BatchTag, Sampling
 
 JobEnd = Literal["stop", "length", "aborted", "failed"]
@@ -96,6 +97,7 @@ class Engine(Protocol):
     """Life: `start`, any number of jobs, `stop`. The KV store holds whole chunks of `chunk_tokens`.
 
     `label` says what kind of engine it is, on `gpus` GPUs: workers with the same label can take each other's role.
+    `features` is what it does with a job that not every engine does.
 
     Every submitted job ends with exactly one output that has an `end`."""
 
@@ -104,6 +106,7 @@ class Engine(Protocol):
     chunk_tokens: int
     gpus: int
     label: str
+    features: tuple[Feature, ...]
 
     async def start(self, on_output: OnOutput) -> None:
         """Load the model. Returns when jobs are taken. Raises EngineError when it cannot."""

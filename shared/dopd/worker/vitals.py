@@ -71,6 +71,7 @@ class Vitals:
             max_model_len=self._engine.max_model_len,
             gpus=self._engine.gpus,
             engine=self._engine.label,
+            features=self._engine.features,
             grants=credit.grants(accounts, free),
         )
 

@@ -16,6 +16,7 @@ from dopd.perf.profile import Profile
 from dopd.policy import budget_from
 from dopd.policy.base import BudgetSpec
 from dopd.runtime.clock import Runtime
+from dopd_proto.asked import Feature
 
 
 class SimEngine:
@@ -28,6 +29,7 @@ class SimEngine:
         self.max_model_len = profile.max_model_len
         self.chunk_tokens = profile.chunk_tokens
         self.gpus, self.label = profile.gpus, profile.name
+        self.features: tuple[Feature, ...] = ()
         self._core = SimCore(profile, save_decode, lazy=together)
         self._store = store
         self._runtime = runtime

@@ -28,6 +28,7 @@ from dopd.engine.vllm.settings import VllmSettings
 from dopd.errors import ConfigError, EngineError
 from dopd.policy.base import BudgetSpec
 from dopd.runtime.clock import Runtime
+from dopd_proto.asked import Feature
 
 if TYPE_CHECKING:
     from dopd.engine.vllm.core import Core
@@ -45,6 +46,7 @@ class VllmEngine:
         self.chunk_tokens = settings.chunk_tokens
         self.gpus = settings.tensor_parallel_size
         self.label = f"{Path(settings.model).name}-tp{self.gpus}"
+        self.features: tuple[Feature, ...] = ()
         self.kv_domain = settings.kv_domain
         self._settings = settings
         self._runtime = runtime
