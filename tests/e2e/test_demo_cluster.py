@@ -9,10 +9,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from dopd.supervisor import http
 from tests.e2e.running import ROOT, Running, wait_until
+from tests.e2e.terminal import Terminal
 from tests.nats_server import server_binary
 
 pytestmark = [
@@ -85,6 +87,42 @@ def test_roles_are_shown_changed_refused_and_left_to_the_planner_again(cluster: 
     assert "drained after" in back.stdout
     for worker in ("w3", "w4"):
         assert dopd(folder, "roles", "unpin", worker).returncode == 0
+
+
+def test_status_shows_where_each_service_has_its_metrics_and_they_are_there(cluster: Running) -> None:
+    rows = {line.split()[0]: line.split()[-1] for line in dopd(cluster.state.root, "status").stdout.splitlines()}
+    services = NAMES - {"supervisor", "nats"}
+    assert {name for name, url in rows.items() if url.endswith("/metrics")} == services
+    pages = {name: httpx.get(rows[name], timeout=10.0).text for name in services}
+    assert all(f'dopd_build_info{{service="{name}"' in pages[name] for name in ("w1", "gateway", "forecaster"))
+    assert all("process_resident_memory_bytes" in page for page in pages.values())
+    assert 'dopd_worker_role{role="prefill"} 1.0' in pages["w1"]
+    assert 'dopd_workers{phase="serving",role="decode"} 2.0' in pages["gateway"]
+    assert 'dopd_planner_workers{role="prefill"} 2.0' in pages["planner"]
+    assert httpx.get(rows["w1"].replace("/metrics", "/health"), timeout=10.0).status_code == 200
+
+
+def test_top_prints_one_frame_of_the_running_cluster(cluster: Running) -> None:
+    shown = dopd(cluster.state.root, "top", "--once", "--listen", "3")
+    assert shown.returncode == 0, shown.stderr
+    assert "4 workers: 2 prefill, 2 decode" in shown.stdout
+    for name in ("w1", "w2", "w3", "w4"):
+        assert any(line.split()[:3:2] == [name, "serving"] for line in shown.stdout.splitlines()), shown.stdout
+    assert "last decision" in shown.stdout and "1 gateway" in shown.stdout
+    assert shown.stderr == ""
+
+
+def test_top_follows_the_size_of_its_terminal_and_ends_with_ctrl_c(cluster: Running) -> None:
+    env = {**os.environ, "DOPD__CLUSTER__STATE_DIR": str(cluster.state.root), "TERM": "xterm"}
+    command = [sys.executable, "-m", "dopd.cli", "top", "--every", "0.1"]
+    with Terminal(command, env, lines=24, columns=80) as top:
+        top.wait_for(lambda text: "steps/s" in text and "w4" in text)
+        assert "misses" not in top.text
+        top.resize(lines=50, columns=140)
+        top.wait_for(lambda text: "misses" in text)
+        top.process.send_signal(signal.SIGINT)
+        assert top.process.wait(10.0) == 0
+        top.wait_for(lambda text: "\x1b[?1049l" in text)  # the other screen is back
 
 
 def test_no_process_of_the_demo_has_loaded_torch(cluster: Running) -> None:

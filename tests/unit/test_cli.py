@@ -10,6 +10,7 @@ import pytest
 
 from dopd import cli
 from dopd.config import Config, dump
+from dopd.supervisor import where
 from dopd_planner import roles_cli
 from dopd_proto.control import RolesReply, RolesRequest, WorkerRow
 
@@ -105,14 +106,14 @@ def test_the_broker_is_the_given_one_then_the_configured_then_the_running_then_t
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DOPD__CLUSTER__STATE_DIR", str(tmp_path))
-    assert roles_cli.nats_url(None, None) == "nats://127.0.0.1:4222"
+    assert where.nats_url(None, None) == "nats://127.0.0.1:4222"
     (tmp_path / "run").mkdir()
     running = Config(cluster=Config().cluster.__class__(nats_url="nats://running:1"))
     (tmp_path / "run" / "config.json").write_bytes(dump(running))
-    assert roles_cli.nats_url(None, None) == "nats://running:1"
+    assert where.nats_url(None, None) == "nats://running:1"
     monkeypatch.setenv("DOPD__CLUSTER__NATS_URL", "nats://configured:1")
-    assert roles_cli.nats_url(None, None) == "nats://configured:1"
-    assert roles_cli.nats_url("nats://given:1", None) == "nats://given:1"
+    assert where.nats_url(None, None) == "nats://configured:1"
+    assert where.nats_url("nats://given:1", None) == "nats://given:1"
 
 
 def test_without_a_broker_roles_says_so_and_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,12 +8,11 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from dopd import config as configs
 from dopd.bus.nats_bus import NatsBus
 from dopd.errors import BusError, ConfigError, DopdError, NoResponders, RequestTimeout
 from dopd.runtime.main import add_config_argument
+from dopd.supervisor.where import nats_url
 from dopd_proto.control import RolesReply, RolesRequest, WorkerRow
 from dopd_proto.subjects import ROLES
 
@@ -76,17 +75,6 @@ def _request(args: argparse.Namespace) -> RolesRequest:
             timeout_s=args.timeout,
         )
     return RolesRequest(action=args.action, worker_id=getattr(args, "worker_id", ""), timeout_s=10.0)
-
-
-def nats_url(given: str | None, file: Path | None) -> str:
-    """The broker: as given, as configured, that of a running `dopd up`, or the default."""
-    if given:
-        return given
-    config = configs.load(file)
-    running = Path(config.cluster.state_dir) / "run" / "config.json"
-    if not config.cluster.nats_url and running.exists():
-        config = configs.load(running, env={})
-    return config.cluster.broker_url
 
 
 async def _ask(url: str, request: RolesRequest) -> int:
