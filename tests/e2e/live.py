@@ -205,13 +205,15 @@ class Live:
         return task
 
     @asynccontextmanager
-    async def closed_load(self, clients: int, isl: int, osl: int, stream_share: float = 0.5) -> AsyncIterator[None]:
+    async def closed_load(
+        self, clients: int, isl: int, osl: int, stream_share: float = 0.5, **more: Any
+    ) -> AsyncIterator[None]:
         """So many clients, each with one request at a time; at the end all requests under way are awaited."""
         going = True
 
         async def client() -> None:
             while going:
-                asked = await self.ask(isl, osl, stream=self.rng.random() < stream_share)
+                asked = await self.ask(isl, osl, stream=self.rng.random() < stream_share, **more)
                 await asked.done.wait()
 
         tasks = [self._spawn(client()) for _ in range(clients)]

@@ -18,8 +18,9 @@ VOCABULARY = 1024
 
 
 @asynccontextmanager
-async def real_cluster(model: Path, folder: Path) -> AsyncIterator[Live]:
-    """One prefill and two decode workers: the least with which a role can change in either direction."""
+async def real_cluster(model: Path, folder: Path, **more: object) -> AsyncIterator[Live]:
+    """One prefill and two decode workers: the least with which a role can change in either direction. `more` are other
+    settings, as `SECTION__KEY`. Roles change only when they are told to, unless a policy is named."""
     server_binary()
     settings = {
         "DOPD__CLUSTER__STATE_DIR": str(folder),
@@ -33,6 +34,7 @@ async def real_cluster(model: Path, folder: Path) -> AsyncIterator[Live]:
         "DOPD__ENGINE__MAX_RUNNING": "64",
         "DOPD__ENGINE__KV_CACHE_MB": "512",
         "MODEL": str(model),
+        **{f"DOPD__{key.upper()}": str(value) for key, value in more.items()},
     }
     with Running(["dopd.cli", "up"], folder, settings) as up:
         await asyncio.to_thread(up.wait_for, "Ctrl-C stops everything", START_S)
