@@ -20,6 +20,7 @@ COMMANDS = {
     "explain": ("dopd_planner.decisions_cli:explain", "tell in words why the planner decided so"),
     "profile": ("dopd_loadgen.profiling.command:main", "measure an engine's step times; check its emulation by them"),
     "compare": ("dopd_loadgen.compare.command:main", "compare policies on the same arrivals in virtual time"),
+    "whatif": ("dopd_loadgen.compare.whatif:main", "replay a load in virtual time: what would the planner decide?"),
     "forecast": ("dopd_loadgen.forecasting.command:main", "back-test the forecaster's models on a trace"),
     "config": ("dopd.cli:config", "print the resolved configuration"),
     "clean": ("dopd.supervisor.down:clean", "remove the state that `dopd up` keeps between runs"),

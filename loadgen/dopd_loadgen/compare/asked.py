@@ -98,13 +98,13 @@ def asked(args: Namespace) -> Asked:
             raise LoadError(flag, f"{max(given, key=given.count)} is given twice")
     if args.workers < 2:
         raise LoadError("--workers", f"{args.workers}: prefill and decode apart need 2 or more")
-    specs = {_name(source): _spec(source, args) for source in args.trace}
+    specs = {name_of(source): spec_of(source, args) for source in args.trace}
     if len(specs) < len(args.trace):
         raise LoadError("--trace", "two files have one name; tables could not tell them apart")
     for spec in specs.values():
         check(spec)
     wanted = _wanted(args, specs)
-    settings = {profile: _setting(profile, args) for profile in args.profile}
+    settings = {profile: setting_of(profile, args) for profile in args.profile}
     for setting in settings.values():
         for spec in specs.values():
             check(spec_for(spec, setting, *_first(wanted)))
@@ -150,7 +150,7 @@ def _first(wanted: Wanted) -> tuple[float, int]:
     return (wanted.rates or [1.0])[0], wanted.seeds[0]
 
 
-def _spec(source: str, args: Namespace) -> WorkloadSpec:
+def spec_of(source: str, args: Namespace) -> WorkloadSpec:
     """The load of one trace; flags that are for one kind of source go to that kind alone."""
     given = {one.name: getattr(args, one.name) for one in fields(WorkloadSpec) if hasattr(args, one.name)}
     given |= {"duration_s": DURATION_S if args.duration_s is None else args.duration_s, "source": source}
@@ -164,7 +164,7 @@ def _described(spec: WorkloadSpec) -> dict[str, object]:
     return {name: value for name, value in wishes.items() if value != getattr(default, name)}
 
 
-def _name(source: str) -> str:
+def name_of(source: str) -> str:
     """A preset's name, or a file's without its folder and ending."""
     name = Path(source).name
     return re.sub(r"(\.(csv|jsonl|json|gz))+$", "", name) if "/" in source or "." in name else source
@@ -175,7 +175,8 @@ MOST_PREFILLS = 128
 not be cut by the default."""
 
 
-def _setting(profile: str, args: Namespace) -> Setting:
+def setting_of(profile: str, args: Namespace) -> Setting:
+    """The ground that the flags and the config come to. Raises LoadError or ConfigError."""
     return Setting(_config(args, profile), args.workers, args.timeout, args.warmup, args.cooldown)
 
 

@@ -1,11 +1,11 @@
 """A decision in words, and many as a table. Pure: `DecisionRecord`s in, text out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from dopd_proto.control import Change, DecisionRecord
 
-HEADINGS = ("decision", "at (UTC)", "why", "reason", "split", "binding", "changes")
+HEADINGS = ("decision", "at", "why", "reason", "split", "binding", "changes")
 REASONS = {
     "grow_prefill": "Too few prefill workers for what is expected; a lack is mended at once.",
     "grow_decode": "Too few decode workers for what is expected; a lack is mended at once.",
@@ -28,6 +28,12 @@ REASONS = {
     "listening": "The planner has just begun to listen; silence says nothing yet, so all roles are held.",
     "policy_failed": "The policy failed; all roles are held, the planner's log has the error.",
     "forecast_off": "Forecasts are switched off; only queues are looked at, and they are short.",
+    "first_interval": "The first interval is not over; what it shows will decide.",
+    "sized": "The sizes of both pools followed from the means of the last interval.",
+    "changing": "The changes of the last decision are made one after the other; nothing else is decided meanwhile.",
+    "thresholds": "Queues and memory of the last interval were compared with their thresholds.",
+    "idle": "No request for long: one worker of each kind is all that is needed.",
+    "no_load": "The forecast has no prompts or no answers: one worker of each kind is all that is needed.",
     "person": "A person wanted it.",
     "pin": "A person had pinned another role.",
     "repair": "A pool had no worker.",
@@ -41,23 +47,35 @@ BINDINGS = {
 }
 
 
-def table(records: Sequence[DecisionRecord]) -> str:
+Tell = Callable[[float], str]
+"""How a time is told."""
+
+
+def utc(at_s: float) -> str:
+    """Seconds since the epoch."""
+    return datetime.fromtimestamp(at_s, UTC).strftime("%m-%d %H:%M:%S UTC")
+
+
+def table(records: Sequence[DecisionRecord], at: Tell = utc) -> str:
     """One line per decision under the headings."""
-    lines = [HEADINGS, *(_cells(record) for record in records)]
+    lines = [HEADINGS, *(_cells(record, at) for record in records)]
     widths = [max(len(line[n]) for line in lines) for n in range(len(HEADINGS))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )
 
 
-def _cells(record: DecisionRecord) -> tuple[str, ...]:
+def _cells(record: DecisionRecord, at: Tell) -> tuple[str, ...]:
     moved = [c for c in record.changes if not c.outcome.startswith("refused")]
     changes = ", ".join(f"{c.worker_id}>{c.role} {c.outcome or 'open'}" for c in moved) or "-"
-    split = f"{record.prefill}P{record.decode}D" + _onward(record)
     note = " (dry run)" if record.dry_run else ""
-    return (
-        record.decision_id, _at(record.at_s), record.why, record.reason, split, record.binding or "-", changes + note,
-    )  # fmt: skip
+    binding = record.binding or "-"
+    return record.decision_id, at(record.at_s), record.why, record.reason, split(record), binding, changes + note
+
+
+def split(record: DecisionRecord) -> str:
+    """Such as 4P4D > 5P3D."""
+    return f"{record.prefill}P{record.decode}D" + _onward(record)
 
 
 def _onward(record: DecisionRecord) -> str:
@@ -70,14 +88,10 @@ def _counts(change: Change) -> bool:
     return not change.outcome.startswith("refused")
 
 
-def _at(at_s: float) -> str:
-    return datetime.fromtimestamp(at_s, UTC).strftime("%m-%d %H:%M:%S")
-
-
-def words(record: DecisionRecord) -> str:
+def words(record: DecisionRecord, at: Tell = utc) -> str:
     """All that is known of one decision."""
     parts = [
-        f"{record.decision_id}, {_at(record.at_s)} UTC, by {record.planner_id} in term {record.term}"
+        f"{record.decision_id}, {at(record.at_s)}, by {record.planner_id} in term {record.term}"
         + (" (dry run: nothing was commanded)" if record.dry_run else ""),
         f"{record.prefill} prefill and {record.decode} decode workers{_onward(record)}: {_reason(record)}",
     ]
@@ -88,7 +102,7 @@ def words(record: DecisionRecord) -> str:
     if record.inputs:
         parts += ["", "From these numbers:", *(f"  {name:<20} {value:.6g}" for name, value in record.inputs.items())]
     if record.forecast is not None:
-        parts += ["", *_forecast(record)]
+        parts += ["", *_forecast(record, at)]
     if record.alternatives:
         parts += ["", "Splits considered:", *_alternatives(record)]
     if record.changes:
@@ -100,11 +114,11 @@ def _reason(record: DecisionRecord) -> str:
     return REASONS.get(record.reason, f"{record.why}: {record.reason}")
 
 
-def _forecast(record: DecisionRecord) -> list[str]:
+def _forecast(record: DecisionRecord, at: Tell) -> list[str]:
     forecast = record.forecast
     assert forecast is not None
     levels = " ".join(f"{level:>9.0%}" for level in forecast.quantile_levels)
-    lines = [f"Forecast of {forecast.horizon_s:g} s from {_at(forecast.start_s)}:"]
+    lines = [f"Forecast of {forecast.horizon_s:g} s from {at(forecast.start_s)}:"]
     lines.append(f"  {'series':<20} {'mean':>9} {levels}  model, recent error")
     for one in forecast.series:
         values = " ".join(f"{value:>9.4g}" for value in one.quantiles)

@@ -25,16 +25,17 @@ NUMBERS = ("requests_per_s", "prefill_work", "tokens_per_s")
 
 
 class History:
-    """The last decisions, oldest first."""
+    """The last decisions, oldest first, `keep` of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, keep: int = KEEP) -> None:
+        self._keep = keep
         self._records: dict[str, DecisionRecord] = {}
 
     def add(self, entry: DecisionRecord | ChangeOutcome) -> None:
         """The next entry of the log. What belongs to a decision that is forgotten is ignored."""
         if isinstance(entry, DecisionRecord):
             self._records[entry.decision_id] = entry
-            if len(self._records) > KEEP:
+            if len(self._records) > self._keep:
                 del self._records[next(iter(self._records))]
         elif entry.decision_id in self._records:
             record = self._records[entry.decision_id]
@@ -94,10 +95,10 @@ async def write(ledger: Ledger, entry: DecisionRecord | ChangeOutcome) -> None:
     await ledger.append(LOG, encode(entry))
 
 
-async def recall(ledger: Ledger) -> History:
-    """What the log says of late. Raises LedgerLost. Entries of another format are passed over."""
-    history = History()
-    for payload in await _tail(ledger, KEEP):
+async def recall(ledger: Ledger, keep: int = KEEP) -> History:
+    """What the last `keep` entries of the log say. Raises LedgerLost. Entries of another format are passed over."""
+    history = History(keep)
+    for payload in await _tail(ledger, keep):
         try:
             entry: DecisionRecord | ChangeOutcome = decode(payload, _ENTRIES)
         except DecodeError:
