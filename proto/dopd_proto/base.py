@@ -21,6 +21,12 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults
     """One message on the bus. New fields need a default; a breaking change is a new subject version."""
 
 
+class Foreign(Message):
+    """Bytes in a format that is not ours, for a protocol that somebody else has defined. They travel as they are."""
+
+    payload: bytes
+
+
 def pack_tokens(tokens: Sequence[int]) -> bytes:
     """Token ids as little-endian uint32 bytes.
 

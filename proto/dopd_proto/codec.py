@@ -1,15 +1,28 @@
 """MessagePack in and out. A payload that is not what its subject promises is a `DecodeError`, never a crash."""
 
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 
-from dopd_proto.base import Message
+from dopd_proto.base import Foreign, Message
 
 M = TypeVar("M", bound=Message)
 
+
+class Decoder(Protocol):
+    """Bytes to a message."""
+
+    def decode(self, payload: bytes, /) -> Message:
+        """Raises msgspec.DecodeError."""
+
+
+class _AsTheyAre:
+    def decode(self, payload: bytes, /) -> Message:
+        return Foreign(payload=payload)
+
+
 _encoder = msgspec.msgpack.Encoder()
-_decoders: dict[tuple[type[Message], ...], msgspec.msgpack.Decoder[Message]] = {}
+_decoders: dict[tuple[type[Message], ...], Decoder] = {(Foreign,): _AsTheyAre()}
 
 
 class DecodeError(ValueError):
@@ -17,8 +30,8 @@ class DecodeError(ValueError):
 
 
 def encode(message: Message) -> bytes:
-    """The message as MessagePack, a map with its tag under `type`."""
-    return _encoder.encode(message)
+    """The message as MessagePack, a map with its tag under `type`; `Foreign` bytes as they are."""
+    return message.payload if message.__class__ is Foreign else _encoder.encode(message)
 
 
 def decode(payload: bytes, types: tuple[type[M], ...]) -> M:

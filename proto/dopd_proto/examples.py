@@ -12,7 +12,7 @@ import msgspec
 from msgspec import inspect
 
 import dopd_proto
-from dopd_proto.base import Message, pack_tokens
+from dopd_proto.base import Foreign, Message, pack_tokens
 
 
 def all_messages() -> list[type[Message]]:
@@ -29,7 +29,7 @@ def all_messages() -> list[type[Message]]:
         for kind in vars(module).values()
         if isinstance(kind, type) and issubclass(kind, Message) and kind.__module__ == module.__name__
     ]
-    return [kind for kind in kinds if kind is not Message and not kind.__subclasses__()]
+    return [kind for kind in kinds if kind not in (Message, Foreign) and not kind.__subclasses__()]
 
 
 def example(kind: type[Message]) -> Message:

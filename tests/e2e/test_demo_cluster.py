@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -123,6 +124,27 @@ def test_top_follows_the_size_of_its_terminal_and_ends_with_ctrl_c(cluster: Runn
         top.process.send_signal(signal.SIGINT)
         assert top.process.wait(10.0) == 0
         top.wait_for(lambda text: "\x1b[?1049l" in text)  # the other screen is back
+
+
+EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs/nats-api.md").read_text(), re.DOTALL)
+PRINTED = (
+    r"Completion\(request_id='.+', model='emulated', finish_reason='length', .*completion_tokens=16",
+    r"\w+( \w+)+\nlength Usage\(prompt_tokens=\d+, completion_tokens=16\)",
+    r"'type': 'Completion', .*'completion_tokens': 4",
+    r"404 model_not_found model .*emulated",
+    r"(g1-\w+ (generate|chat|models) dopd\.v1\.\w+ \d*\n?){6}",
+)
+
+
+def test_every_example_of_the_document_on_nats_runs_and_prints_what_it_should(cluster: Running) -> None:
+    url = json.loads(cluster.state.config_file.read_text())["cluster"]["nats_url"]
+    assert len(EXAMPLES) == len(PRINTED)
+    for code, printed in zip(EXAMPLES, PRINTED, strict=True):
+        command = [sys.executable, "-c", code]
+        env = {**os.environ, "NATS_URL": url}
+        done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (0, ""), code
+        assert re.search(printed, done.stdout), (code, done.stdout)
 
 
 def test_no_process_of_the_demo_has_loaded_torch(cluster: Running) -> None:

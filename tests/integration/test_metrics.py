@@ -8,7 +8,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from dopd.config import ClusterConfig, Config, GatewayConfig, PolicyConfig
-from dopd.errors import ConfigError
+from dopd.engine.sim.tokens import VOCABULARY
+from dopd.errors import ConfigError, RequestError
 from dopd.obs.metric_table import METRICS, markdown
 from dopd.obs.metrics import MOST_VALUES, Metrics, bus_source
 from dopd.obs.operator_http import HEAD_BYTES, OperatorHttp
@@ -16,13 +17,18 @@ from dopd.runtime.virtual import VirtualRuntime, run_virtual
 from dopd.slo import Slo
 from dopd.worker import metrics as worker_metrics
 from dopd_forecaster import metrics as forecaster_metrics
-from dopd_gateway.metrics import GatewayMetrics
+from dopd_gateway.api import TextGateway
+from dopd_gateway.http import create_app
+from dopd_gateway.metrics import GatewayMetrics, failures
+from dopd_gateway.nats_api import NatsApi
+from dopd_gateway.number_tokenizer import NumberTokenizer
 from dopd_gateway.stream import Inbound
 from dopd_loadgen.cluster import LocalCluster
 from dopd_planner.metrics import PlannerMetrics
+from dopd_proto.asked import Completion, Generate
 from dopd_proto.control import RolesReply, RolesRequest
 from dopd_proto.request import Sampling
-from dopd_proto.subjects import ROLES
+from dopd_proto.subjects import GENERATE, ROLES
 
 ROOT = Path(__file__).parents[2]
 CONFIG = Config(
@@ -73,6 +79,22 @@ async def ask(cluster: LocalCluster, timeout_s: float = 60.0) -> None:
         pass
 
 
+async def err(cluster: LocalCluster, metrics: Metrics) -> None:
+    """Two wrong requests over HTTP, one over NATS."""
+    api = TextGateway(cluster.gateway, NumberTokenizer(VOCABULARY), cluster.runtime, Slo(), 60.0)
+    public, app = NatsApi(cluster.broker.connect("api"), api), create_app(api, 1 << 20)
+    metrics.add(lambda: failures("nats", public.failures))
+    metrics.add(lambda: failures("http", app.state.failures))
+    await public.start()
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://gateway") as client:
+        assert (await client.post("/v1/completions", content=b"{")).status_code == 400
+        assert (await client.get("/v1/nothing")).status_code == 404
+    with pytest.raises(RequestError):
+        ask = Generate(model="another", prompt="x")
+        await cluster.broker.connect("client").request(GENERATE.at(), ask, (Completion,), 5.0)
+    await public.stop(1.0)
+
+
 @pytest.fixture(scope="module")
 def ran() -> dict[str, Values]:
     """What each process shows after a minute: requests that ended well, one that failed, a role change."""
@@ -89,6 +111,7 @@ def ran() -> dict[str, Values]:
         with pytest.raises(Exception, match="not finished in time"):
             await ask(cluster, timeout_s=1e-3)
         person = cluster.broker.connect("person")
+        await err(cluster, watched.of("g1"))
         wish = RolesRequest(action="set", worker_id="w2", role="prefill", until="drained")
         await person.request(ROLES.at(), wish, (RolesReply,), 20.0)
         with pytest.raises(Exception, match="decode worker"):
@@ -151,6 +174,9 @@ def test_the_gateway_counts_requests_tokens_and_latencies(ran: dict[str, Values]
     assert value(shown, "dopd_workers", role="prefill", phase="serving") == 2
     assert value(shown, "dopd_credit_requests", role="decode") > 0
     assert value(shown, "dopd_bus_faults_total", kind="slow_consumer") == 1
+    assert value(shown, "dopd_error_answers_total", api="http", code="invalid_request_error") == 1
+    assert value(shown, "dopd_error_answers_total", api="http", code="not_found") == 1
+    assert value(shown, "dopd_error_answers_total", api="nats", code="model_not_found") == 1
 
 
 def test_workers_show_what_they_are_and_did(ran: dict[str, Values]) -> None:

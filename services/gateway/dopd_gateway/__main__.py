@@ -8,9 +8,10 @@ from dopd.policy import policy_of
 from dopd.runtime.main import ServiceContext, run_service
 from dopd.slo import Slo
 from dopd_gateway.api import TextGateway
+from dopd_gateway.discovery import Discovery
 from dopd_gateway.http import create_app
 from dopd_gateway.http_server import HttpServer
-from dopd_gateway.metrics import GatewayMetrics
+from dopd_gateway.metrics import GatewayMetrics, failures
 from dopd_gateway.nats_api import NatsApi
 from dopd_gateway.number_tokenizer import NumberTokenizer
 from dopd_gateway.over import OnEnded, all_of, log_ended
@@ -50,13 +51,21 @@ async def serve(ctx: ServiceContext) -> None:
     api = TextGateway(
         gateway, words, ctx.runtime, slo, config.gateway.timeout_s, config.gateway.chat_max_tokens, rates
     )  # fmt: skip
-    nats = NatsApi(ctx.bus, api)
-    http = HttpServer(create_app(api, ctx.bus.max_payload), config.gateway.host, config.gateway.port, config.http)
+    nats, app = NatsApi(ctx.bus, api), create_app(api, ctx.bus.max_payload)
+    found = Discovery(
+        ctx.bus, gateway.incarnation, api.started_s, [*nats.endpoints.values()],
+        {"gateway_id": gateway.gateway_id, "model": api.model},
+    )  # fmt: skip
+    ctx.metrics.add(lambda: failures("nats", nats.failures))
+    ctx.metrics.add(lambda: failures("http", app.state.failures))
+    http = HttpServer(app, config.gateway.host, config.gateway.port, config.http)
     await gateway.start()
     await nats.start()
+    await found.start()
     await http.start()
     await ctx.stop.wait()
     await http.stop()
+    await found.stop()
     await nats.stop(config.worker.stop_grace_s)
     await gateway.stop()
 

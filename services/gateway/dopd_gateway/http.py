@@ -4,6 +4,7 @@ Consumes: HTTP requests, a `TextGateway`. Produces: an ASGI app; every error has
 cancels its request, streamed or not. An error before the first token has its own HTTP status, a later one is an event.
 """
 
+from collections import Counter
 from math import ceil
 from typing import Any
 
@@ -28,7 +29,10 @@ _CLIENT_GONE = 499
 
 
 def create_app(api: TextGateway, max_body_bytes: int) -> Starlette:
-    """The ASGI app. `max_body_bytes` is the bus's limit, as prompts travel on it."""
+    """The ASGI app. `max_body_bytes` is the bus's limit, as prompts travel on it.
+
+    Its `state.failures` counts answers that are an error, by code.
+    """
     pages = _Pages(api, max_body_bytes)
     routes = [
         Route("/v1/completions", pages.completions, methods=["POST"]),
@@ -47,7 +51,9 @@ def create_app(api: TextGateway, max_body_bytes: int) -> Starlette:
         ClientDisconnect: _on_client_gone,
         Exception: _on_bug,
     }
-    return Starlette(routes=routes, exception_handlers=handlers)
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    app.state.failures = Counter()
+    return app
 
 
 class _Pages:
@@ -135,19 +141,21 @@ def _json(body: bytes, headers: dict[str, str] | None = None, status: int = 200)
     return Response(body, status, headers, "application/json")
 
 
-def _error_response(failure: Failure, headers: dict[str, str] | None = None) -> Response:
+def _error_response(request: Request, failure: Failure, headers: dict[str, str] | None = None) -> Response:
+    request.app.state.failures[failure.code] += 1
     retry = {} if failure.retry_after_s is None else {"retry-after": str(max(1, ceil(failure.retry_after_s)))}
     return _json(error_json(failure), {**(headers or {}), **retry}, failure.status)
 
 
-async def _on_request_error(_: Request, error: RequestError) -> Response:
-    return _error_response(error.failure())
+async def _on_request_error(request: Request, error: RequestError) -> Response:
+    return _error_response(request, error.failure())
 
 
 async def _on_http_error(request: Request, error: HTTPException) -> Response:
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
     message = f"{request.method} {request.url.path}: {error.detail}"
-    return _error_response(Failure(code=code, message=message, status=error.status_code), dict(error.headers or {}))
+    failure = Failure(code=code, message=message, status=error.status_code)
+    return _error_response(request, failure, dict(error.headers or {}))
 
 
 async def _on_client_gone(_: Request, __: Exception) -> Response:
@@ -156,4 +164,4 @@ async def _on_client_gone(_: Request, __: Exception) -> Response:
 
 async def _on_bug(request: Request, _: Exception) -> Response:
     # Starlette raises it again after this answer, so that the server logs it.
-    return _error_response(INTERNAL)
+    return _error_response(request, INTERNAL)

@@ -5,7 +5,7 @@ samples of `METRICS`. Tokens of requests in hand are counted when somebody looks
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import get_args
 
 from dopd.errors import RequestError
@@ -74,6 +74,12 @@ class GatewayMetrics:
         yield "dopd_waiting_prefill_tokens", (), sum(view.uncached_tokens for view in waiting if not view.kv_tokens)
         yield "dopd_running_requests", (), len(in_hand) - len(waiting)
         yield from _workers(gateway)
+
+
+def failures(api: str, counts: Mapping[str, int]) -> Iterator[Sample]:
+    """Answers that were an error, of the API `http` or `nats`."""
+    for code, count in counts.items():
+        yield "dopd_error_answers_total", (api, code), count
 
 
 def _workers(gateway: Gateway) -> Iterator[Sample]:

@@ -5,6 +5,7 @@ Consumes: `Generate`, `Chat` and `ModelsRequest` from the bus (one gateway of th
 has gone; the request's deadline bounds the work.
 """
 
+from collections import Counter
 from contextlib import aclosing
 
 from dopd.bus import Bus, Delivery, Subscription
@@ -12,12 +13,15 @@ from dopd.bus.common import TaskSet
 from dopd.errors import BusError, RequestError
 from dopd.obs.log import get_logger
 from dopd_gateway.api import TextGateway
+from dopd_gateway.discovery import Endpoint
 from dopd_gateway.headers import key_of, with_headers
 from dopd_proto.asked import Chat, Failure, Generate, ModelsReply, ModelsRequest
 from dopd_proto.base import Message
 from dopd_proto.subjects import CHAT, GENERATE, MODELS
 
 QUEUE_GROUP = "gateway"
+ANSWERED = {"encoding": "MessagePack", "answer": "Completion, or with stream: Chunk..., Completion; or Failure"}
+TOLD = {"encoding": "MessagePack", "answer": "ModelsReply"}
 
 
 class NatsApi:
@@ -25,6 +29,11 @@ class NatsApi:
 
     def __init__(self, bus: Bus, api: TextGateway) -> None:
         self._bus, self._api = bus, api
+        self.endpoints = {
+            subject.name: Endpoint(subject.name.rpartition(".")[2], subject.name, QUEUE_GROUP, about)
+            for subject, about in ((GENERATE.at(), ANSWERED), (CHAT.at(), ANSWERED), (MODELS.at(), TOLD))
+        }
+        self.failures: Counter[str] = Counter()
         self._tasks = TaskSet()
         self._subscriptions: list[Subscription] = []
 
@@ -51,19 +60,25 @@ class NatsApi:
     def _tell(self, delivery: Delivery[ModelsRequest]) -> None:
         if delivery.reply_to:
             self._send_last(delivery.reply_to, ModelsReply(models=(self._api.card(),)))
+            self.endpoints[delivery.subject].ended(0.0)
 
     async def _serve(self, inbox: str, delivery: Delivery[Generate] | Delivery[Chat]) -> None:
+        began_s, failure = self._api.now(), None
         try:
             headers = {name.lower(): value for name, value in (delivery.headers or {}).items()}
             await self._answer(inbox, with_headers(delivery.message, headers), key_of(headers))
         except RequestError as error:
-            self._send_last(inbox, error.failure())
+            failure = error.failure()
         except BusError as error:
             get_logger().warning("answer_not_sent", error=type(error).__name__, detail=str(error))
         except Exception:
             get_logger().error("request_failed", exc_info=True)
-            message = "the gateway failed; its log says why"
-            self._send_last(inbox, Failure(code="internal_error", message=message, status=500))
+            failure = Failure(code="internal_error", message="the gateway failed; its log says why", status=500)
+        if failure is not None:
+            self._send_last(inbox, failure)
+            self.failures[failure.code] += 1
+        error_text = "" if failure is None else f"{failure.status}:{failure.code}"
+        self.endpoints[delivery.subject].ended(self._api.now() - began_s, error_text)
 
     async def _answer(self, inbox: str, request: Generate | Chat, key: str) -> None:
         if not request.stream:
