@@ -6,6 +6,8 @@ exceeds a limit gets an answer in OpenAI's shape where one can still be written,
 """
 
 import asyncio
+import socket
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +28,8 @@ _LINGER_S = 2.0
 answer away from it, too."""
 _OVERHEAD = 8
 """Bytes that may come for each byte of a body: chunks of one byte take six."""
+
+_NO_LINGER = struct.pack("ii", 1, 0)
 
 
 @dataclass
@@ -55,7 +59,7 @@ class GuardedConnection(HttpToolsProtocol):
         self._room, self._limits = room, room.config
         self._watching: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
-        self._crowded = self._refused = False
+        self._crowded = self._refused = self._lost = False
         self._in_head = self._in_body = False
         self._head_bytes = self._raw_bytes = self._body_bytes = self._held_bytes = 0
         self._cycles: list[RequestResponseCycle] = []
@@ -66,12 +70,13 @@ class GuardedConnection(HttpToolsProtocol):
         super().connection_made(transport)
         self._room.open += 1
         if self._room.open > self._room.max_connections + AT_THE_DOOR:
-            transport.abort()
+            self._cut()
         # One too many is told so once it has sent something: a client looks for an answer only then.
         self._crowded = len(self.connections) > self._room.max_connections
         self._watch(_LINGER_S if self._crowded else self._limits.header_timeout_s, self._head_overdue)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
         self._room.open -= 1
         self._watch(None)
         self._hold(0)
@@ -163,7 +168,7 @@ class GuardedConnection(HttpToolsProtocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._unread is None:
-            self._unread = self.loop.call_later(self._limits.write_timeout_s, self.transport.abort)
+            self._unread = self.loop.call_later(self._limits.write_timeout_s, self._cut)
 
     def resume_writing(self) -> None:
         if self._unread is not None:
@@ -243,7 +248,7 @@ class GuardedConnection(HttpToolsProtocol):
             failure = Failure(code=code, message=message, status=status, retryable=retryable)
             self.transport.write(_last_answer(failure))
             self.transport.write_eof()
-            self.loop.call_later(_LINGER_S, self.transport.abort)
+            self.loop.call_later(_LINGER_S, self._cut)
         self._tell_gone()
 
     def _tell_gone(self) -> None:
@@ -258,10 +263,16 @@ class GuardedConnection(HttpToolsProtocol):
             self.transport.close()
             self._cut_unread(_LINGER_S)
 
+    def _cut(self) -> None:
+        """Hang up at once. Without the option the system would keep what is unread, and try to send it for minutes."""
+        if not self._lost:
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+            self.transport.abort()
+
     def _cut_unread(self, timeout_s: float) -> None:
         """A connection that is closed stays for as long as its client does not read what is left."""
         if self.transport.get_write_buffer_size():
-            self.loop.call_later(timeout_s, self.transport.abort)
+            self.loop.call_later(timeout_s, self._cut)
 
 
 def _last_answer(failure: Failure) -> bytes:

@@ -21,6 +21,9 @@ from dopd_gateway.http_connection import AT_THE_DOOR, Room
 _OTHER_FILES = AT_THE_DOOR + 64
 """File descriptors that the process needs besides its clients' connections."""
 
+_SEND_BUFFER_BYTES = 128 * 1024
+"""Of each connection in the system. Left to itself, it grows to megabytes for a client that does not read."""
+
 
 class _Server(uvicorn.Server):
     @contextmanager
@@ -90,6 +93,9 @@ def connections_for(wanted: int) -> int:
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listener = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         raise ConfigError("config", "gateway.port", f"cannot listen on {host}:{port} ({error.strerror})") from error
+    # Those that it accepts have it from here.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+    return listener
