@@ -12,8 +12,9 @@ from typing import Any
 from dopd.config import ClusterConfig, Config, EngineConfig, ForecasterConfig, GatewayConfig, PlannerConfig
 from dopd.ledger.memory import MemoryStore
 from dopd.obs.log import logs_from
+from dopd.obs.telemetry import Tracing
 from dopd.perf.profile import named
-from dopd.policy.base import Ground
+from dopd.policy.base import Ground, Policy
 from dopd.policy.ratio import RatioPlanner
 from dopd.policy.static_split import static_split
 from dopd.runtime.virtual import run_virtual
@@ -72,6 +73,8 @@ class Looked:
 def planned_run(
     beside: Callable[[Stage, Looked], Coroutine[Any, Any, None]] | None = None,
     dry_run: bool = False,
+    tracing: Callable[[str, str], Tracing | None] = lambda service, instance: None,
+    policy: Policy = PLANNED,
 ) -> Looked:
     """The load on two prefill and two decode workers, with bins of 5 s."""
     config = Config(
@@ -88,7 +91,7 @@ def planned_run(
         if beside is not None:
             await beside(stage, looked)
 
-    what = Simulation(config, 1, Prompts(1), 120.0, SPAN_S, policy=PLANNED, beside=watch)
+    what = Simulation(config, 1, Prompts(1), 120.0, SPAN_S, policy=policy, beside=watch, tracing=tracing)
     with logs_from("warning"):
         looked.run = simulate(shifting(), what)
     assert looked.store is not None

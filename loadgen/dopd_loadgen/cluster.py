@@ -4,6 +4,7 @@ It wires the services' own code, nothing else: real or virtual is a matter of th
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from dopd.bus.memory import MemoryBroker, MemoryBus
@@ -13,6 +14,7 @@ from dopd.engine.sim.engine import SimEngine
 from dopd.engine.sim.kvstore import LocalStore
 from dopd.engine.sim.pair import check_pair, pair
 from dopd.ledger.memory import MemoryStore
+from dopd.obs.telemetry import Tracing
 from dopd.perf.profile import Profile
 from dopd.policy import forecaster_of, planner_of, policy_of, sizes
 from dopd.policy.base import Policy
@@ -30,7 +32,8 @@ class LocalCluster:
     """One gateway, a planner, a forecaster and workers `w1`…`wn`; more with `add_gateway` and `add_planner`.
 
     `together` advances emulated steps in one go (virtual time only). `profile` and `decode_profile` go before the
-    config's: the engines of workers that start as prefill and as decode, alike when only the first is given.
+    config's: the engines of workers that start as prefill and as decode, alike when only the first is given. `tracing`
+    makes that of a service and its instance.
     """
 
     runtime: Runtime
@@ -40,6 +43,7 @@ class LocalCluster:
     decode_profile: Profile | None = None
     together: bool = False
     latency_s: float = 0.0
+    tracing: Callable[[str, str], Tracing | None] = lambda service, instance: None
     workers: dict[str, Worker] = field(default_factory=dict)
     engines: dict[str, SimEngine] = field(default_factory=dict)
     gateways: dict[str, Gateway] = field(default_factory=dict)
@@ -60,7 +64,9 @@ class LocalCluster:
         self.ledger = MemoryStore(now=self.runtime.now)
         self.gateway = await self.add_gateway("g1")
         bus, profiles = self.broker.connect("forecaster"), (self.profile, self.decode_profile)
-        self.forecaster = Forecaster(bus, self.runtime, forecaster_of(self.policy, config), *profiles)
+        self.forecaster = Forecaster(
+            bus, self.runtime, forecaster_of(self.policy, config), *profiles, self.tracing("forecaster", "forecaster")
+        )
         await self.forecaster.start()
         self.planner = await self.add_planner("planner")
         prefill, decode = sizes(self.policy, config.cluster.sizes, ClusterConfig().sizes)
@@ -71,7 +77,8 @@ class LocalCluster:
         """Start one more gateway."""
         assert self.policy is not None
         bus = self.buses[gateway_id] = self.broker.connect(gateway_id)
-        gateway = Gateway(gateway_id, self.policy, bus, self.runtime, self.config.gateway, "sim")
+        tracing = self.tracing("gateway", gateway_id)
+        gateway = Gateway(gateway_id, self.policy, bus, self.runtime, self.config.gateway, "sim", tracing=tracing)
         await gateway.start()
         self.gateways[gateway_id] = gateway
         return gateway
@@ -83,7 +90,14 @@ class LocalCluster:
         make = self.policy.planner
         bus = self.buses[name] = self.broker.connect(name)
         planner = self.planners[name] = RatioPlanner(
-            name, bus, self.ledger.open(), self.runtime, planner_of(self.policy, self.config), slo, make and make()
+            name,
+            bus,
+            self.ledger.open(),
+            self.runtime,
+            planner_of(self.policy, self.config),
+            slo,
+            make and make(),
+            tracing=self.tracing("ratio-planner", name),
         )
         await planner.start()
         return planner
@@ -112,7 +126,17 @@ class LocalCluster:
         first: Role = "mixed" if self.policy.first_roles == "mixed" else role
         bus = self.buses[worker_id] = self.broker.connect(worker_id)
         starts = self.policy.starts and self.policy.starts()
-        worker = Worker(worker_id, first, engine, bus, self.runtime, self.config.worker, "sim", starts=starts)
+        worker = Worker(
+            worker_id,
+            first,
+            engine,
+            bus,
+            self.runtime,
+            self.config.worker,
+            "sim",
+            starts=starts,
+            tracing=self.tracing("worker", worker_id),
+        )
         await worker.start()
         await engine.set_budget(self.policy.budget)
         self.workers[worker_id] = worker

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from dopd.bus import Delivery
 from dopd.config import Config
 from dopd.errors import RequestError
+from dopd.obs.telemetry import Tracing
 from dopd.perf.model import beyond
 from dopd.policy.base import Policy
 from dopd.runtime.clock import Runtime
@@ -114,7 +115,7 @@ class Simulation:
     """What `simulate` is to run.
 
     `policy` goes before the config's. `beside` runs beside the load from its start on, and ends with it at the latest.
-    With `max_concurrency` the loop is closed, as in `DriveSettings`.
+    `tracing` is the cluster's. With `max_concurrency` the loop is closed, as in `DriveSettings`.
     """
 
     config: Config
@@ -127,6 +128,7 @@ class Simulation:
     watch: Watch | None = None
     beside: Callable[[Stage], Coroutine[Any, Any, None]] | None = None
     max_concurrency: int | None = None
+    tracing: Callable[[str, str], Tracing | None] = lambda service, instance: None
 
 
 def simulate(
@@ -141,7 +143,7 @@ async def _simulated(
 ) -> Run:
     config = what.config
     runtime = VirtualRuntime(what.seed)
-    cluster = LocalCluster(runtime, config, what.policy, together=True, latency_s=BUS_LATENCY_S)
+    cluster = LocalCluster(runtime, config, what.policy, together=True, latency_s=BUS_LATENCY_S, tracing=what.tracing)
     await cluster.start()
     roles = Roles(runtime, {worker_id: worker.role.role for worker_id, worker in cluster.workers.items()})
     queues = Queues(runtime, what.span_s)

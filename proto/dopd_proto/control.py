@@ -11,7 +11,8 @@ from dopd_proto.telemetry import Forecast
 class RoleChange(Message):
     """Take this role. `epoch` is (lease term << 32 | sequence): a worker obeys only one higher than its own.
 
-    Repeated until the worker's own state shows it; repeating does nothing. Void after `deadline_s`.
+    Repeated until the worker's own state shows it; repeating does nothing. Void after `deadline_s`. `traceparent` is
+    the command's span.
     """
 
     worker_id: str
@@ -22,6 +23,7 @@ class RoleChange(Message):
     drain: DrainMode
     deadline_s: float
     sent_s: float
+    traceparent: str = ""
 
 
 class RolesRequest(Message, forbid_unknown_fields=True):
@@ -96,7 +98,7 @@ class DecisionRecord(Message):
     """One decision of the ratio-planner as the ledger keeps it, also one to change nothing.
 
     `why` is who wanted it: plan, repair, pin or person; `reason` the policy's code, `needs` what it lacked. `prefill`
-    and `decode` workers served at `at_s`. The first of `alternatives` was chosen.
+    and `decode` workers served at `at_s`. The first of `alternatives` was chosen. `traceparent` is the decision's span.
     """
 
     decision_id: str
@@ -114,6 +116,7 @@ class DecisionRecord(Message):
     changes: tuple[Change, ...] = ()
     dry_run: bool = False
     planner_id: str = ""
+    traceparent: str = ""
 
 
 class ChangeOutcome(Message):

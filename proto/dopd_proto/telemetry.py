@@ -81,7 +81,8 @@ class GatewayState(Message):
 class ArrivalWindow(Message):
     """Arrivals counted at one gateway in [start_s, end_s), on arrival and never on completion.
 
-    `isl_tokens_histogram[b]` counts prompts whose length has b bits (2^(b-1) to 2^b - 1 tokens).
+    `isl_tokens_histogram[b]` counts prompts whose length has b bits (2^(b-1) to 2^b - 1 tokens). `traceparent` is the
+    span of the window (W3C Trace Context), "" while tracing is off.
     """
 
     gateway_id: str
@@ -93,6 +94,7 @@ class ArrivalWindow(Message):
     isl_tokens_square_sum: int
     osl_tokens_limit_sum: int
     isl_tokens_histogram: tuple[int, ...] = ()
+    traceparent: str = ""
 
 
 class OutcomeWindow(Message):
@@ -139,6 +141,7 @@ class Forecast(Message):
 
     `model` is that of the request rate. Of `series`, `prefill_work` and `decode_work` are seconds of engine time per
     second, the rest is named as the fields are. `bins` of `bin_s` are known; `reason` is that of the request rate.
+    `traceparent` is the span in which it was made.
     """
 
     start_s: float
@@ -153,3 +156,4 @@ class Forecast(Message):
     reason: str = ""
     quantile_levels: tuple[float, ...] = ()
     series: tuple[SeriesForecast, ...] = ()
+    traceparent: str = ""

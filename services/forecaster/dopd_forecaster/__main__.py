@@ -12,7 +12,7 @@ async def serve(ctx: ServiceContext) -> None:
     engine = ctx.config.engine
     profiles = (named(engine.profile), named(engine.decode_profile or engine.profile))
     config = forecaster_of(policy_of(ctx.config), ctx.config)
-    forecaster = Forecaster(ctx.bus, ctx.runtime, config, *profiles)
+    forecaster = Forecaster(ctx.bus, ctx.runtime, config, *profiles, ctx.tracing)
     ctx.metrics.add(lambda: metrics.samples(forecaster))
     await forecaster.start()
     await ctx.stop.wait()

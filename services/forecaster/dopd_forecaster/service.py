@@ -7,11 +7,15 @@ parameters found are used until the next ones are there.
 import asyncio
 import math
 from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
 
 from dopd.bus import Bus, Delivery, Subscription
 from dopd.config import ForecasterConfig
 from dopd.errors import ConfigError
 from dopd.obs.log import get_logger
+from dopd.obs.telemetry import Begun, Tracing, begin
 from dopd.perf.profile import Profile
 from dopd.runtime.clock import Runtime
 from dopd_forecaster import core
@@ -32,11 +36,14 @@ class Forecaster:
         config: ForecasterConfig,
         profile: Profile,
         decode_profile: Profile | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         """`profile` turns prompts into work, `decode_profile` (the same, unless given) what follows them."""
         self._bus, self._runtime, self._config = bus, runtime, config
         series = Series(config.bin_s, profile, decode_profile or profile, config.short_tokens)
         self._state = core.Forecaster(series, horizons_bins(config), checked_models(config.models))
+        self._tracing = tracing
+        self._windows: list[str] = []
         self._subscriptions: list[Subscription] = []
         self._fitting: asyncio.Task[None] | None = None
         self._fitted_bin: int | None = None
@@ -73,11 +80,22 @@ class Forecaster:
     def _on_arrivals(self, delivery: Delivery[ArrivalWindow]) -> None:
         window, now_s = delivery.message, self._runtime.now()
         self._note(self._state.series.add_arrivals(window, now_s), window)
-        for forecast in core.advance(self._state, now_s):
-            self.said[forecast.horizon_s] = forecast
-            self._bus.publish(FORECAST.at(), forecast)
+        self._windows.append(window.traceparent)
+        if made := core.advance(self._state, now_s):
+            self._publish(made, now_s)
         if ARIMA in self._config.models and self._fit_due():
             self._fitting = asyncio.create_task(self._fit())
+
+    def _publish(self, made: Sequence[Forecast], began_s: float) -> None:
+        """Their span is a part of the window that came last, and linked to the others that they were made from."""
+        about = {"dopd.model": made[-1].model, "dopd.requests_per_s": made[-1].requests_per_s}
+        span = begin(self._tracing, Begun("forecast", began_s, about), self._windows[-1], self._windows[:-1])
+        self._windows = []
+        for forecast in made:
+            told = msgspec.structs.replace(forecast, traceparent=span.traceparent)
+            self.said[told.horizon_s] = told
+            self._bus.publish(FORECAST.at(), told)
+        span.end(self._runtime.now())
 
     def _note(self, reason: str, window: ArrivalWindow | OutcomeWindow) -> None:
         """Count a window that was refused; the first of each reason is worth a line."""

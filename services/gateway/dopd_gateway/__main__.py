@@ -43,7 +43,7 @@ async def serve(ctx: ServiceContext) -> None:
         listeners.append(Spans(ctx.tracing))
     gateway = Gateway(
         ctx.args.gateway_id, policy, ctx.bus, ctx.runtime, config.gateway, served_name(config.engine),
-        on_ended=all_of(listeners),
+        on_ended=all_of(listeners), tracing=ctx.tracing,
     )  # fmt: skip
     ctx.metrics.add(lambda: metrics.samples(gateway))
     slo = Slo(config.slo.ttft_s, config.slo.tpot_s)

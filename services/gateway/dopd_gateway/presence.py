@@ -6,8 +6,11 @@ silence means anything.
 
 from collections.abc import Collection, Iterable
 
+import msgspec
+
 from dopd.bus import Bus, Delivery
 from dopd.config import GatewayConfig
+from dopd.obs.telemetry import Begun, Tracing, begin
 from dopd.policy.base import RequestView
 from dopd.runtime.clock import Runtime
 from dopd_gateway.core import Request
@@ -19,8 +22,16 @@ from dopd_proto.telemetry import GatewayState
 class Presence:
     """One gateway's heartbeat, and its counts of the present window."""
 
-    def __init__(self, gateway_id: str, incarnation: str, bus: Bus, runtime: Runtime, config: GatewayConfig) -> None:
-        self._me = (gateway_id, incarnation)
+    def __init__(
+        self,
+        gateway_id: str,
+        incarnation: str,
+        bus: Bus,
+        runtime: Runtime,
+        config: GatewayConfig,
+        tracing: Tracing | None = None,
+    ) -> None:
+        self._me, self._tracing = (gateway_id, incarnation), tracing
         self._bus, self._runtime, self._config = bus, runtime, config
         self._peers: dict[str, float] = {}
         self._echo_s = runtime.now()
@@ -74,6 +85,10 @@ class Presence:
     def close_window(self, running: Iterable[Request]) -> None:
         """Publish the counts of the window and begin the next. `running` are the requests that have not ended."""
         arrivals, outcomes, self.windows = self.windows.close(self._runtime.now(), running)
+        about = {"dopd.gateway_id": self._me[0], "dopd.requests": arrivals.requests}
+        span = begin(self._tracing, Begun("arrivals", arrivals.start_s, about))
+        span.end(arrivals.end_s)
+        arrivals = msgspec.structs.replace(arrivals, traceparent=span.traceparent)
         # In this order a forecast that the arrivals bring about knows the outcomes.
         self._bus.publish(OUTCOMES.at(gateway_id=self._me[0]), outcomes)
         self._bus.publish(ARRIVALS.at(gateway_id=self._me[0]), arrivals)

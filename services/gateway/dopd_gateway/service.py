@@ -22,6 +22,7 @@ from dopd.errors import (
     error_from,
 )
 from dopd.obs.log import get_logger
+from dopd.obs.telemetry import Tracing
 from dopd.policy.base import Dispatch, Policy, RequestView
 from dopd.runtime.clock import Runtime
 from dopd_gateway import core, placing
@@ -67,6 +68,7 @@ class Gateway:
         config: GatewayConfig,
         model: str,
         on_ended: Callable[[Request, End, RequestError | None], None] | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         """`on_ended` hears of every request when it is over, with its timeline."""
         self.gateway_id = gateway_id
@@ -80,7 +82,7 @@ class Gateway:
         self._streams: dict[str, Stream] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._waiting: dict[str, RequestView] = {}
-        self._presence = Presence(gateway_id, self.incarnation, bus, runtime, config)
+        self._presence = Presence(gateway_id, self.incarnation, bus, runtime, config, tracing)
         self._mend = Mend(self, self._requests, bus, runtime, config)
         self._tasks: set[asyncio.Task[None]] = set()
         self._subscriptions: list[Subscription] = []

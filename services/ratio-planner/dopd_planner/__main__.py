@@ -20,7 +20,7 @@ async def serve(ctx: ServiceContext) -> None:
     planner = RatioPlanner(
         "planner", ctx.bus, ledger, ctx.runtime, planner_of(policy, config),
         Slo(config.slo.ttft_s, config.slo.tpot_s), make() if make is not None else None,
-        metrics.written,
+        metrics.written, ctx.tracing,
     )  # fmt: skip
     ctx.metrics.add(lambda: metrics.samples(planner))
     await planner.start()

@@ -25,13 +25,15 @@ class Wish:
     decision_id: str
     sent_s: float
     deadline_s: float
+    traceparent: str = ""
+    """Of the command's span, and before it is commanded of the decision's."""
 
     def command(self, ahead_s: float = 0.0) -> RoleChange:
         """The message, with the times of a clock that is so far ahead of ours."""
         return RoleChange(
             worker_id=self.worker_id, incarnation=self.incarnation, role=self.role, epoch=self.epoch,
             decision_id=self.decision_id, drain=self.drain, deadline_s=self.deadline_s + ahead_s,
-            sent_s=self.sent_s + ahead_s,
+            sent_s=self.sent_s + ahead_s, traceparent=self.traceparent,
         )  # fmt: skip
 
     def change(self, before: Role) -> Change:
@@ -47,6 +49,7 @@ def wish_of(record: DecisionRecord, change: Change) -> Wish:
     return Wish(
         worker_id=change.worker_id, incarnation=change.incarnation, role=change.role, drain=change.drain,
         epoch=change.epoch, decision_id=record.decision_id, sent_s=record.at_s, deadline_s=change.deadline_s,
+        traceparent=record.traceparent,
     )  # fmt: skip
 
 

@@ -9,8 +9,10 @@ from typing import Any
 import msgspec
 
 from dopd.ledger import Ledger
+from dopd.policy.base import Plan
 from dopd_proto.codec import DecodeError, decode, encode
-from dopd_proto.control import Change, ChangeOutcome, DecisionRecord
+from dopd_proto.control import Change, ChangeOutcome, Considered, DecisionRecord
+from dopd_proto.telemetry import Forecast
 
 LOG = "decisions"
 KEEP = 500
@@ -88,6 +90,20 @@ def _after(change: Change, entry: ChangeOutcome) -> Change:
     if entry.outcome == "drained":
         return msgspec.structs.replace(change, outcome="drained", drained_s=entry.after_s)
     return msgspec.structs.replace(change, outcome=entry.outcome)
+
+
+def draft(why: str, plan: Plan, changes: tuple[Change, ...], forecast: Forecast | None) -> DecisionRecord:
+    """The record of a plan, but for who decides, when, and the split there is."""
+    return DecisionRecord(
+        decision_id="", at_s=0.0, term=0, why=why, reason=plan.reason or "unsaid", prefill=0, decode=0,
+        needs=plan.needs, binding=plan.binding, inputs=dict(plan.inputs),
+        alternatives=tuple(
+            Considered(prefill=a.prefill, decode=a.decode, attainment=a.attainment, headroom=a.headroom,
+                       binding=a.binding)
+            for a in plan.alternatives
+        ),
+        forecast=forecast, changes=changes,
+    )  # fmt: skip
 
 
 async def write(ledger: Ledger, entry: DecisionRecord | ChangeOutcome) -> None:

@@ -16,6 +16,7 @@ from dopd.config import PlannerConfig
 from dopd.errors import Conflict, LedgerLost
 from dopd.ledger import Lease, Ledger
 from dopd.obs.log import get_logger
+from dopd.obs.telemetry import Begun, Tracing, begin
 from dopd.policy.base import Plan, Planner
 from dopd.runtime.clock import Runtime
 from dopd.slo import Slo
@@ -27,7 +28,7 @@ from dopd_planner.people import People, Refused
 from dopd_planner.pins import Pins
 from dopd_planner.wishes import Wishes
 from dopd_proto.base import DrainMode, Role
-from dopd_proto.control import Change, ChangeOutcome, Considered, DecisionRecord
+from dopd_proto.control import Change, ChangeOutcome, DecisionRecord
 from dopd_proto.subjects import FORECAST, GATEWAY_STATE, ROLE_CHANGE, WORKER_STATE
 from dopd_proto.telemetry import Forecast, GatewayState, WorkerState
 
@@ -47,13 +48,14 @@ class RatioPlanner:
         slo: Slo,
         planner: Planner | None = None,
         on_written: Callable[[DecisionRecord | ChangeOutcome], None] = lambda entry: None,
+        tracing: Tracing | None = None,
     ) -> None:
         """`on_written` hears of every entry of the ledger's log that this planner has made."""
         self.planner_id = runtime.new_id(planner_id)
         self._bus, self._ledger, self._runtime, self._config, self._slo = bus, ledger, runtime, config, slo
-        self._planner, self._on_written = planner, on_written
+        self._planner, self._on_written, self._tracing = planner, on_written, tracing
         self._plan_state: Any = planner.initial() if planner is not None else None
-        self.heard, self.wishes, self.pins = Heard(runtime), Wishes(self.planner_id), Pins(ledger)
+        self.heard, self.wishes, self.pins = Heard(runtime), Wishes(self.planner_id, tracing), Pins(ledger)
         self.history = History()
         self._under_way: list[tuple[DecisionRecord, Change]] = []
         self._lease: Lease | None = None
@@ -237,33 +239,37 @@ class RatioPlanner:
         record = self._record(why, plan, (*made, *refused))
         if (not made or (self._config.dry_run and why != "person")) and not self.history.is_news(record):
             return []
-        record = msgspec.structs.replace(record, decision_id=self._runtime.new_id("decision"))
+        decision_id = self._runtime.new_id("decision")
+        about = {
+            "dopd.decision_id": decision_id,
+            "dopd.why": why,
+            "dopd.reason": record.reason,
+            "dopd.changes": len(made),
+        }
+        cause = record.forecast.traceparent if record.forecast is not None else ""
+        span = begin(self._tracing, Begun("decision", record.at_s, about), cause)
+        record = msgspec.structs.replace(record, decision_id=decision_id, traceparent=span.traceparent)
         await self._write(record)
-        wishes = [replace(wish, decision_id=record.decision_id) for wish in wishes]
+        span.end(self._runtime.now())
+        wishes = [replace(wish, decision_id=decision_id, traceparent=span.traceparent) for wish in wishes]
         for wish in wishes:
             self._log.info(
                 "role_change_decided", worker_id=wish.worker_id, role=wish.role, drain=drain, why=why,
                 reason=record.reason, decision_id=wish.decision_id,
             )  # fmt: skip
             if not self._config.dry_run:
-                self.wishes.add(wish)
-                self._command(wish)
+                self._command(self.wishes.add(wish))
         return wishes
 
     def _record(self, why: str, plan: Plan | None, changes: tuple[Change, ...]) -> DecisionRecord:
         assert self._lease is not None, "only a leader decides"
+        record = history.draft(
+            why, plan or Plan({}, reason=why), changes, self.heard.forecast if why == "plan" else None
+        )
         prefill, decode = core.serving(self.heard.live(), self.wishes.leaving())
-        plan = plan or Plan({}, reason=why)
-        return DecisionRecord(
-            decision_id="", at_s=self._runtime.now(), term=self._lease.term, why=why, reason=plan.reason or "unsaid",
-            prefill=prefill, decode=decode, needs=plan.needs, binding=plan.binding, inputs=dict(plan.inputs),
-            alternatives=tuple(
-                Considered(prefill=a.prefill, decode=a.decode, attainment=a.attainment, headroom=a.headroom,
-                           binding=a.binding)
-                for a in plan.alternatives
-            ),
-            forecast=self.heard.forecast if why == "plan" else None, changes=changes, dry_run=self._config.dry_run,
-            planner_id=self.planner_id,
+        return msgspec.structs.replace(
+            record, at_s=self._runtime.now(), term=self._lease.term, prefill=prefill, decode=decode,
+            dry_run=self._config.dry_run, planner_id=self.planner_id,
         )  # fmt: skip
 
     def _next_epoch(self, lease: Lease) -> int:

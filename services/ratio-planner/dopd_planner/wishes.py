@@ -4,8 +4,10 @@ Consumes wishes, worker states and the time; produces the roles that are coming,
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from dopd.obs.log import get_logger
+from dopd.obs.telemetry import Begun, Span, Tracing, begin
 from dopd_planner import core
 from dopd_planner.core import Wish
 from dopd_proto.base import Role
@@ -16,8 +18,10 @@ from dopd_proto.telemetry import WorkerState
 class Wishes:
     """At most one wish per worker; a newer one takes its place."""
 
-    def __init__(self, planner_id: str) -> None:
+    def __init__(self, planner_id: str, tracing: Tracing | None = None) -> None:
+        self._tracing = tracing
         self._open: dict[str, Wish] = {}
+        self._spans: dict[str, Span] = {}
         self._draining: dict[str, Wish] = {}
         self.outcomes: list[ChangeOutcome] = []
         """Not in the ledger yet."""
@@ -36,18 +40,27 @@ class Wishes:
 
     def clear(self) -> None:
         """Another has led meanwhile. What is not in the ledger yet still goes there."""
+        for wish in self._open.values():
+            self._spans.pop(wish.worker_id).end(wish.sent_s, "another planner led")
         self._open.clear()
         self._draining.clear()
 
-    def add(self, wish: Wish) -> None:
-        """To be commanded until read back."""
-        self._open[wish.worker_id] = wish
+    def add(self, wish: Wish) -> Wish:
+        """To be commanded until read back; the wish with its own span, which ends then."""
+        about = {"dopd.worker_id": wish.worker_id, "dopd.role": wish.role, "dopd.epoch": wish.epoch}
+        if wish.worker_id in self._open:
+            self._spans.pop(wish.worker_id).end(wish.sent_s, "superseded")
+        span = begin(self._tracing, Begun("command", wish.sent_s, about), wish.traceparent)
+        wish = replace(wish, traceparent=span.traceparent)
+        self._open[wish.worker_id], self._spans[wish.worker_id] = wish, span
+        return wish
 
     def saw(self, state: WorkerState) -> None:
         """A worker's word: it may show that a wish came true, and that the old work is gone."""
         wish = self._open.get(state.worker_id)
         if wish is not None and core.accepting(wish, state):
             del self._open[state.worker_id]
+            self._spans.pop(state.worker_id).end(state.accepting_at_s)
             self._accepting(wish, state)
         wish = self._draining.get(state.worker_id)
         if wish is not None and (state.drained_at_s is not None or state.epoch > wish.epoch):
@@ -61,6 +74,7 @@ class Wishes:
             reason = core.void(wish, states.get(worker_id), now_s)
             if reason:
                 del self._open[worker_id]
+                self._spans.pop(worker_id).end(now_s, reason)
                 self._outcome(wish, reason)
 
     def is_done(self, wish: Wish, state: WorkerState | None, now_s: float) -> bool:

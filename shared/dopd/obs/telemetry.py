@@ -34,6 +34,41 @@ class Stretch:
     attributes: Mapping[str, str | int | float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """Something that goes on since `start_s`."""
+
+    name: str
+    start_s: float
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    """Texts and numbers."""
+
+
+@dataclass(slots=True)
+class Span:
+    """What goes on. `traceparent` names it to its parts, also in other processes. While tracing is off it does nothing,
+    and its parts belong to what it would have been a part of."""
+
+    traceparent: str = ""
+    span: Any = None
+    start_s: float = 0.0
+
+    def end(self, end_s: float, error: str = "") -> None:
+        """It is over. `error` says what went wrong."""
+        if self.span is None:
+            return
+        if error:
+            from opentelemetry.trace import StatusCode
+
+            self.span.set_status(StatusCode.ERROR, error)
+        self.span.end(_nano(max(self.start_s, end_s)))
+
+
+def begin(tracing: "Tracing | None", one: Begun, traceparent: str = "", links: Sequence[str] = ()) -> Span:
+    """`Tracing.begin`, also while it is off."""
+    return Span(traceparent) if tracing is None else tracing.begin(one, traceparent, links)
+
+
 class Tracing:
     """Where spans go. `from_environment` makes one if tracing is on."""
 
@@ -89,6 +124,19 @@ class Tracing:
             if error:
                 span.set_status(trace.StatusCode.ERROR, error)
         span.end(_nano(max(whole.start_s, whole.end_s)))
+
+    def begin(self, one: Begun, traceparent: str = "", links: Sequence[str] = ()) -> "Span":
+        """A span that is not over yet, a part of the one that `traceparent` names and linked to others."""
+        trace = self._api
+        parent = self._propagator.extract({"traceparent": traceparent}) if traceparent else None
+        others = [trace.get_current_span(self._propagator.extract({"traceparent": each})) for each in links if each]
+        span = self._tracer.start_span(
+            one.name, parent, attributes=dict(one.attributes), start_time=_nano(one.start_s),
+            links=[trace.Link(other.get_span_context()) for other in others],
+        )  # fmt: skip
+        carrier: dict[str, str] = {}
+        self._propagator.inject(carrier, trace.set_span_in_context(span))
+        return Span(carrier.get("traceparent", ""), span, one.start_s)
 
     async def stop(self, timeout_s: float) -> None:
         """Send what is left, for so long at most."""

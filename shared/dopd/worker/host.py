@@ -15,6 +15,7 @@ from dopd.config import WorkerConfig
 from dopd.engine.contract import Engine, JobOutput
 from dopd.errors import BadRequest, BusError, RequestError
 from dopd.obs.log import get_logger
+from dopd.obs.telemetry import Tracing
 from dopd.runtime.clock import Runtime
 from dopd.worker import role, segment
 from dopd.worker.credit import Account
@@ -22,6 +23,7 @@ from dopd.worker.outbox import Outbox, run_again, run_of
 from dopd.worker.past import Past
 from dopd.worker.segment import Held
 from dopd.worker.tally import Tally
+from dopd.worker.turn import Turn
 from dopd.worker.vitals import Vitals
 from dopd_proto.base import Role
 from dopd_proto.control import RoleChange
@@ -58,6 +60,7 @@ class Worker:
         model: str,
         kv_domain: str = "local",
         starts: Mapping[Role, float] | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         """`starts`: seconds that the worker is away to change to a role, 0 for those that are not named."""
         self.worker_id = worker_id
@@ -67,6 +70,7 @@ class Worker:
         self._starts = starts or {}
         self._vitals = Vitals((worker_id, self.incarnation), model, kv_domain, engine, config)
         self._held: dict[str, Held] = {}
+        self._turn = Turn(worker_id, tracing)
         self.tally = Tally()
         self.said: WorkerState | None = None
         self._past = Past(config.resend_buffer_s)
@@ -306,6 +310,7 @@ class Worker:
             self._say()  # a repeated command asks for the read-back again
             return
         self.tally.role_changes += 1
+        self._turn.commanded(command, now_s)
         self._log.info("role_changed", role=command.role, drain=command.drain, epoch=command.epoch)
         if command.drain == "migrate" and command.role != before.role:
             self._give_back({job_id for job_id, held in self._held.items() if held.kind != command.role})
@@ -325,6 +330,7 @@ class Worker:
             self.role = role.settle(before, {held.kind for held in self._held.values()}, self._runtime.now(), start_s)
         if self.role is not before and not self.role.draining:
             self._log.info("role_drained", role=self.role.role, epoch=self.role.epoch)
+        self._turn.saw(self.role)
         idle = not self._held and not self._emptied.is_set()
         if idle:
             self._emptied.set()

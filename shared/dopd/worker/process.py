@@ -38,7 +38,7 @@ async def _serve(first_role: Role, ctx: ServiceContext) -> None:
     role: Role = "mixed" if policy.first_roles == "mixed" else first_role
     worker = Worker(
         ctx.args.worker_id, role, engine, ctx.bus, ctx.runtime, config.worker,
-        served_name(config.engine), config.engine.kv_domain, policy.starts and policy.starts(),
+        served_name(config.engine), config.engine.kv_domain, policy.starts and policy.starts(), ctx.tracing,
     )  # fmt: skip
     ctx.metrics.add(lambda: metrics.samples(worker, ctx.runtime.now()))
     await worker.start()
