@@ -13,6 +13,7 @@ import pytest
 from dopd.errors import BadRequest, DeadlineExceeded, RequestError, TooManyRequests, Unavailable
 from dopd_gateway.http import create_app
 from dopd_gateway.http_server import HttpServer
+from dopd_gateway.tokenizer import Tokenizer
 from tests.text_side import EOS, MODEL, ScriptedGateway, ids_of, pieces, text_gateway
 
 LIMIT_BYTES = 64 * 1024
@@ -32,8 +33,8 @@ def in_process(gateway: ScriptedGateway) -> httpx.AsyncClient:
 
 
 @asynccontextmanager
-async def on_socket(gateway: ScriptedGateway) -> AsyncIterator[str]:
-    server = HttpServer(create_app(text_gateway(gateway), LIMIT_BYTES), "127.0.0.1", 0, stop_timeout_s=1)
+async def on_socket(gateway: ScriptedGateway, words: Tokenizer | None = None) -> AsyncIterator[str]:
+    server = HttpServer(create_app(text_gateway(gateway, words), LIMIT_BYTES), "127.0.0.1", 0, stop_timeout_s=1)
     await server.start()
     try:
         yield f"http://127.0.0.1:{server.port}"

@@ -4,6 +4,7 @@ The rule of it all: tokens are taken in order of their output index, each once, 
 attempt; everything else is late and ignored.
 """
 
+from array import array
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -105,8 +106,16 @@ def take(request: Request, run: Run, worker_id: str, incarnation: str) -> Taken:
             request.timeline.first_token(times[0], request.heard_s, request.place_of(request.slip[place]))
         request.last_s = times[-1]
     final = end if end in ("stop", "length") else None
-    piece = Piece(have, tuple(tokens), tuple(times), final) if tokens or final else None
+    likely = _logprobs(run, have - run.index) if run.logprobs else ()
+    piece = Piece(have, tuple(tokens), tuple(times), final, likely) if tokens or final else None
     return Taken(piece, end=end)
+
+
+def _logprobs(run: Run, seen: int) -> tuple[tuple[list[int], list[float]], ...]:
+    """A row of ids and values for each token but the first `seen`."""
+    ids, values = unpack_tokens(run.logprob_ids), array("f", run.logprobs).tolist()
+    width = len(ids) // (len(run.tokens) // 4)
+    return tuple((ids[at : at + width], values[at : at + width]) for at in range(seen * width, len(ids), width))
 
 
 def _note(request: Request, run: Run, timing: Timing, worker_id: str) -> None:

@@ -13,6 +13,7 @@ from dopd_proto.asked import Feature
 from dopd_proto.request import BatchTag, Sampling
 
 JobEnd = Literal["stop", "length", "aborted", "failed"]
+Logprobs = tuple[tuple[Sequence[int], Sequence[float]], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,10 @@ class Cached:
 
 @dataclass(frozen=True, slots=True)
 class JobOutput:
-    """New tokens of one job and when each was made (the runtime's clock). `cached` comes with the first output."""
+    """New tokens of one job and when each was made (the runtime's clock). `cached` comes with the first output.
+
+    `logprobs`, if the job asks for them, has for each token ids and log-probabilities: its own, then the likeliest.
+    """
 
     job_id: str
     tokens: tuple[int, ...] = ()
@@ -59,6 +63,7 @@ class JobOutput:
     end: JobEnd | None = None
     cached: Cached | None = None
     error: str = ""
+    logprobs: Logprobs = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,8 @@ class SimpleScheduler:
         for request in sorted(queue, key=lambda r: -r.priority):
             target = _least_loaded(decode, request.avoid)
             source = target if request.kv_tokens else _least_loaded(prefill, request.avoid)
+            if source is not None and request.max_new_tokens == 1:
+                target = source  # the prefill's token is the only one
             if source is None or target is None:
                 break  # nobody overtakes: a request that waits for credit is the next to get it
             same = source.worker_id == target.worker_id
@@ -50,10 +52,10 @@ class SimpleScheduler:
 
 def _dispatch(request: RequestView, source: WorkerView, target: WorkerView) -> Dispatch:
     prefill = SegmentPlan(source.worker_id, request.isl_tokens)
-    if source.worker_id == target.worker_id:
-        segments: tuple[SegmentPlan, ...] = (SegmentPlan(target.worker_id),)
-    elif request.max_new_tokens == 1:
-        segments = (prefill,)  # the prefill's token is the only one
+    if request.max_new_tokens == 1 and not request.kv_tokens:
+        segments: tuple[SegmentPlan, ...] = (prefill,)
+    elif source.worker_id == target.worker_id:
+        segments = (SegmentPlan(target.worker_id),)
     else:
         segments = (prefill, SegmentPlan(target.worker_id))
     return Dispatch((Placement(request.request_id, segments),))

@@ -228,6 +228,8 @@ class Worker:
         held.started = held.started or output.cached is not None
         held.made += output.tokens
         held.times_s += output.times_s
+        if output.logprobs:
+            held.logprobs += output.logprobs
         missed = self._missed_tokens(held, output)
         end = self._end_of(held, output)
         if end is not None and end != "handed_over":

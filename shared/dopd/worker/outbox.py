@@ -1,6 +1,9 @@
 """Tokens on their way out: one `TokenBatch` per engine step and gateway, and a short memory for `Resend`."""
 
+from array import array
 from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
 
 from dopd.bus import Bus
 from dopd.engine.contract import JobOutput
@@ -64,6 +67,7 @@ def run_of(held: Held, output: JobOutput, end: RunEnd | None, missed_tokens: int
         missed_tokens=missed_tokens,
         failure=_engine_failure(output.error) if end == "failed" else None,
         timing=timing,
+        **_packed(output.logprobs),
     )
 
 
@@ -79,7 +83,15 @@ def run_again(held: Held, index: int, end: RunEnd | None) -> Run:
         end=end,
         started=held.started,
         timing=held.timing if held.told else None,  # before the first run it would lack what that one knows
+        **_packed(held.logprobs[len(held.logprobs) - len(tokens) :] if tokens else ()),
     )
+
+
+def _packed(logprobs: Sequence[tuple[Sequence[int], Sequence[float]]]) -> dict[str, Any]:
+    if not logprobs:
+        return {}
+    values = array("f", [value for _, row in logprobs for value in row])
+    return {"logprob_ids": pack_tokens([token for ids, _ in logprobs for token in ids]), "logprobs": values.tobytes()}
 
 
 def _engine_failure(detail: str) -> Failure:

@@ -29,6 +29,7 @@ class Held:
     most_tokens: int
     made: list[int] = field(default_factory=list)
     times_s: list[float] = field(default_factory=list)
+    logprobs: list[tuple[Sequence[int], Sequence[float]]] = field(default_factory=list)
     started: bool = False
     giving_back: bool = False
     timing: Timing = _NO_TIMING

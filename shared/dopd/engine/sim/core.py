@@ -9,9 +9,9 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from dopd.engine.contract import Cached, EngineLoad, Job, JobEnd, JobOutput, StepRecord
+from dopd.engine.contract import Cached, EngineLoad, Job, JobEnd, JobOutput, Logprobs, StepRecord
 from dopd.engine.sim.blocks import BlockPool
-from dopd.engine.sim.tokens import chunk_keys, draw, next_key, prefix_state
+from dopd.engine.sim.tokens import chunk_keys, draw, logprobs, next_key, prefix_state
 from dopd.perf.link import Link
 from dopd.perf.model import step_s, transfer_s
 from dopd.perf.profile import Profile
@@ -269,7 +269,13 @@ class SimCore:
         seq.sent, seq.times_s = seq.made, []
         if not seq.job.emit:
             tokens, times = (), ()
-        return JobOutput(seq.job.job_id, tokens, times, end, cached)
+        likely = () if seq.job.sampling.logprobs is None else self._logprobs(seq, len(tokens))
+        return JobOutput(seq.job.job_id, tokens, times, end, cached, logprobs=likely)
+
+    def _logprobs(self, seq: Seq, count: int) -> Logprobs:
+        all_tokens, most = seq.tokens, seq.job.sampling.logprobs or 0
+        places = range(len(all_tokens) - count, len(all_tokens))
+        return tuple([logprobs(all_tokens[place - 1], all_tokens[place], place, most) for place in places])
 
     def _draw(self, seq: Seq) -> None:
         if seq.undrawn:

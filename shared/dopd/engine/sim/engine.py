@@ -29,7 +29,8 @@ class SimEngine:
         self.max_model_len = profile.max_model_len
         self.chunk_tokens = profile.chunk_tokens
         self.gpus, self.label = profile.gpus, profile.name
-        self.features: tuple[Feature, ...] = ()
+        # Its tokens follow from all tokens alone: what weighs or forbids some cannot change them.
+        self.features: tuple[Feature, ...] = ("logprobs",)
         self._core = SimCore(profile, save_decode, lazy=together)
         self._store = store
         self._runtime = runtime

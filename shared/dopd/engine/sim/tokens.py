@@ -28,6 +28,17 @@ def draw(state: int, nonce: int, count: int) -> tuple[list[int], int]:
     return drawn, state
 
 
+def logprobs(before: int, token: int, place: int, most: int) -> tuple[list[int], list[float]]:
+    """Made-up log-probabilities of a token: its own, then the `most` likeliest, of which it is the first.
+
+    A function of the token, the one before it and its place. Values are multiples of 1/64, so that float32 has them.
+    """
+    mixed = ((before * 0x9E3779B1) ^ (token * 0x85EBCA77) ^ place) & 0xFFFFFFFF
+    own, others = -(mixed % 64) / 64, VOCABULARY - FIRST_TOKEN
+    ids = [FIRST_TOKEN + (token - FIRST_TOKEN + rank * 101) % others for rank in range(most)]
+    return [token, *ids], [own, *(own - rank for rank in range(most))]
+
+
 def next_key(previous: bytes, chunk: "array[int]") -> bytes:
     """Name of the KV of `chunk` behind the prefix that `previous` names."""
     return blake2b(previous + chunk.tobytes(), digest_size=8).digest()

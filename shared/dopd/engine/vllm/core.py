@@ -120,9 +120,11 @@ def _engine_args(settings: VllmSettings) -> AsyncEngineArgs:
         block_size=settings.block_size,
         enforce_eager=settings.enforce_eager,
         enable_prefix_caching=True,
-        skip_tokenizer_init=True,
+        # EngineCore needs the tokenizer for grammars alone.
+        skip_tokenizer_init=not settings.grammars,
         scheduling_policy="priority",
         scheduler_cls="dopd.engine.vllm.scheduler.PolicyScheduler",
+        worker_extension_cls="dopd.engine.vllm.resume.WorkerExtension",
         kv_transfer_config=_link(settings),
         **{key: value for key, value in chosen.items() if value is not None},
     )

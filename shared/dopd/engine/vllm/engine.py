@@ -46,7 +46,8 @@ class VllmEngine:
         self.chunk_tokens = settings.chunk_tokens
         self.gpus = settings.tensor_parallel_size
         self.label = f"{Path(settings.model).name}-tp{self.gpus}"
-        self.features: tuple[Feature, ...] = ()
+        grammars: tuple[Feature, ...] = ("json_schema",) if settings.grammars else ()
+        self.features: tuple[Feature, ...] = ("logprobs", "penalties", "logit_bias", *grammars)
         self.kv_domain = settings.kv_domain
         self._settings = settings
         self._runtime = runtime

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dopd.engine.contract import Cached, EngineLoad, Job, JobEnd, JobOutput
+from dopd.engine.contract import Cached, EngineLoad, Job, JobEnd, JobOutput, Logprobs
 
 # vLLM's FinishReason, by its text
 ENDS: dict[str, JobEnd] = {"stop": "stop", "repetition": "stop", "length": "length", "abort": "aborted"}
@@ -66,6 +66,7 @@ class Jobs:
             end="length" if end == "stop" and not job.emit else end,
             cached=cached_of(made.prefill_stats, made.events or (), zero_s),
             error=f"vLLM ended the request: {made.finish_reason}" if end == "failed" else "",
+            logprobs=logprobs_of(made.new_logprobs, job.sampling.logprobs) if tokens and made.new_logprobs else (),
         )
 
     def load(self, seen: EngineLoad, computed_tokens: int) -> EngineLoad:
@@ -86,6 +87,13 @@ class Jobs:
             store_ok=seen.store_ok,
             alive=seen.alive,
         )
+
+
+def logprobs_of(lists: Any, most: int | None) -> Logprobs:
+    """A row for each token, the token's own first. Rows are as wide as the batch's widest request asks for."""
+    width = 1 + (most or 0)
+    ids, values = lists.logprob_token_ids[:, :width].tolist(), lists.logprobs[:, :width].tolist()
+    return tuple(zip(ids, values, strict=True))
 
 
 def cached_of(stats: Any, events: Sequence[Any], zero_s: float) -> Cached | None:

@@ -3,8 +3,7 @@
 Consumes a `Job` and what the model says of its vocabulary; produces vLLM's request. Lengths of a job count from the end
 of the original prompt; for vLLM all of the job's tokens are the prompt, so what was made before is subtracted.
 
-Seeds: each segment draws from a generator of its own, made from the request's seed and the number of tokens before it.
-So a run repeats with the same cuts, but a cut changes what comes after it; only greedy output does not depend on cuts.
+Where the output so far matters (penalties, seeded draws, grammars), the job brings it along: see `resume.py`.
 """
 
 import time
@@ -13,11 +12,12 @@ from dataclasses import dataclass
 from vllm import SamplingParams
 from vllm.config import VllmConfig
 from vllm.exceptions import VLLMValidationError
-from vllm.sampling_params import RequestOutputKind
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
 
 from dopd.engine.contract import Job
-from dopd.engine.vllm.step_view import EXTRA_ARGS_KEY
+from dopd.engine.vllm.step_view import EXTRA_ARGS_KEY, MADE_KEY
 from dopd.errors import BadRequest
 
 
@@ -75,18 +75,47 @@ def _sampling_params(job: Job, vocabulary: Vocabulary) -> SamplingParams:
             temperature=sampling.temperature if job.emit else 0.0,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
-            seed=None if sampling.seed is None else (sampling.seed + made) & 0x7FFFFFFF,
+            min_p=sampling.min_p,
+            seed=sampling.seed,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            repetition_penalty=sampling.repetition_penalty,
+            logit_bias=dict(sampling.logit_bias) or None,
+            logprobs=sampling.logprobs if job.emit else None,
+            structured_outputs=_grammar(job),
             ignore_eos=sampling.ignore_eos,
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
             extra_args=_extra(job),
         )
+        validate_xgrammar_grammar(params)
     except (ValueError, VLLMValidationError) as error:
         raise BadRequest(str(error)) from error
     params.update_from_generation_config({"eos_token_id": sorted(vocabulary.stop_tokens)})
     return params
 
 
+def _grammar(job: Job) -> StructuredOutputsParams | None:
+    if not job.sampling.json_schema or not job.emit:
+        return None
+    params = StructuredOutputsParams(json=job.sampling.json_schema)
+    # One for the life of an engine; vLLM's own front would choose it.
+    params._backend = "xgrammar"
+    return params
+
+
 def _extra(job: Job) -> dict[str, object] | None:
-    batch = job.batch
-    return {EXTRA_ARGS_KEY: [batch.batch_id, batch.size, batch.exclusive]} if batch else None
+    batch, made = job.batch, len(job.tokens) - job.prompt_tokens
+    extra: dict[str, object] = {}
+    if batch:
+        extra[EXTRA_ARGS_KEY] = [batch.batch_id, batch.size, batch.exclusive]
+    if made > 0 and job.emit and _follows_output(job):
+        extra[MADE_KEY] = list(job.tokens[job.prompt_tokens :])
+    return extra or None
+
+
+def _follows_output(job: Job) -> bool:
+    """Whether the next token hangs on which tokens are output, and not only on all tokens."""
+    sampling = job.sampling
+    penalized = sampling.presence_penalty or sampling.frequency_penalty
+    return bool(penalized or sampling.json_schema or (sampling.seed is not None and sampling.temperature > 0))

@@ -22,6 +22,7 @@ from vllm.v1.request import RequestStatus
 from dopd.engine.vllm.admission import Admission
 from dopd.engine.vllm.connector import HEALTH
 from dopd.engine.vllm.hiding import hidden
+from dopd.engine.vllm.resume import tell_runner
 from dopd.engine.vllm.step_view import decoding, job_of
 from dopd.policy import budget_from
 from dopd.policy.base import BudgetSpec, StepLimit
@@ -101,6 +102,7 @@ class PolicyScheduler(AsyncScheduler):
             with self._limited(limit), hidden((self.waiting, self.kv_holding_waiting), shown, self._admission.order):
                 output = super().schedule(*args, **kwargs)
         self._record(output.num_scheduled_tokens, decodes)
+        tell_runner(output, self.requests)
         return output
 
     def _update_from_kv_xfer_finished(self, kv_connector_output: Any) -> None:

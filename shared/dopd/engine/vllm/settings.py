@@ -30,6 +30,8 @@ class VllmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     # torch.compile costs 23 s at start and gains nothing on a CPU
     enforce_eager: bool = True
     start_timeout_s: float = 600.0
+    # answers by JSON schema
+    grammars: bool = True
 
     kv_domain: str = "local"
     lmcache_host: str = "127.0.0.1"

@@ -11,6 +11,7 @@ from typing import Any
 from dopd.policy.base import StepView, WaitingView
 
 EXTRA_ARGS_KEY = "dopd"
+MADE_KEY = "dopd_made"
 
 
 @dataclass(frozen=True, slots=True)
