@@ -166,6 +166,14 @@ def test_a_second_up_says_that_one_is_running(cluster: Running) -> None:
         assert f"already running here (pid {cluster.process.pid}" in second.output
 
 
+def test_every_service_has_written_json_and_nothing_else(cluster: Running) -> None:
+    for name in NAMES - {"supervisor", "nats"}:
+        lines = (cluster.state.logs / f"{name}.log").read_text().splitlines()
+        events = [json.loads(line) for line in lines]
+        assert events and all(event["service"] and event["level"] and event["timestamp"] for event in events), name
+        assert any(event["event"] == "service_started" for event in events), name
+
+
 def test_ctrl_c_leaves_no_process(cluster: Running) -> None:
     """The last one that uses the cluster."""
     cluster.note()

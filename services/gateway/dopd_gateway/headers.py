@@ -49,9 +49,15 @@ def key_of(headers: Mapping[str, str]) -> str:
 def answer_headers(request_id: str, headers: Mapping[str, str]) -> dict[str, str]:
     """The caller's request id or ours, and the id of the trace that it is in."""
     theirs = headers.get(REQUEST_ID, "")
-    trace = _TRACE.fullmatch(headers.get("traceparent", "").strip())
+    trace_id = trace_id_of(headers.get("traceparent", ""))
     known = {REQUEST_ID: theirs if _ID.fullmatch(theirs) else request_id}
-    return known | ({"x-trace-id": trace[1]} if trace else {})
+    return known | ({"x-trace-id": trace_id} if trace_id else {})
+
+
+def trace_id_of(traceparent: str) -> str:
+    """The trace that a W3C `traceparent` names, "" where it names none."""
+    found = _TRACE.fullmatch(traceparent.strip())
+    return found[1] if found else ""
 
 
 def _milliseconds(header: str, text: str) -> float:

@@ -135,7 +135,10 @@ class Mend:
             return
         request.avoid = frozenset({holder.worker_id}) if holder else frozenset()
         request.kv_tokens, request.slip = 0, ()
-        self._log.info("attempt_lost", request_id=request.request_id, attempt=request.attempt, reason=error.message)
+        self._log.info(
+            "attempt_lost", request_id=request.request_id, trace_id=request.inbound.trace_id, attempt=request.attempt,
+            reason=error.message,
+        )  # fmt: skip
         self._desk.wait(request)
 
     # --- silence ------------------------------------------------------------------------------------------------

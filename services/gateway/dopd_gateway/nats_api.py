@@ -14,7 +14,7 @@ from dopd.errors import BusError, RequestError
 from dopd.obs.log import get_logger
 from dopd_gateway.api import TextGateway
 from dopd_gateway.discovery import Endpoint
-from dopd_gateway.headers import key_of, with_headers
+from dopd_gateway.headers import key_of, trace_id_of, with_headers
 from dopd_proto.asked import Chat, Failure, Generate, ModelsReply, ModelsRequest
 from dopd_proto.base import Message
 from dopd_proto.subjects import CHAT, GENERATE, MODELS
@@ -63,16 +63,18 @@ class NatsApi:
             self.endpoints[delivery.subject].ended(0.0)
 
     async def _serve(self, inbox: str, delivery: Delivery[Generate] | Delivery[Chat]) -> None:
-        began_s, failure = self._api.now(), None
+        began_s, failure, log = self._api.now(), None, get_logger().bind(subject=delivery.subject)
         try:
             headers = {name.lower(): value for name, value in (delivery.headers or {}).items()}
-            await self._answer(inbox, with_headers(delivery.message, headers), key_of(headers))
+            request = with_headers(delivery.message, headers)
+            log = log.bind(trace_id=trace_id_of(request.traceparent))
+            await self._answer(inbox, request, key_of(headers))
         except RequestError as error:
             failure = error.failure()
         except BusError as error:
-            get_logger().warning("answer_not_sent", error=type(error).__name__, detail=str(error))
+            log.warning("answer_not_sent", error=type(error).__name__, detail=str(error))
         except Exception:
-            get_logger().error("request_failed", exc_info=True)
+            log.error("request_failed", exc_info=True)
             failure = Failure(code="internal_error", message="the gateway failed; its log says why", status=500)
         if failure is not None:
             self._send_last(inbox, failure)

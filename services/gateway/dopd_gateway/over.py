@@ -3,7 +3,6 @@
 Consumes the request with its timeline and its end; produces one call of each listener. None of them raises.
 """
 
-import re
 from collections.abc import Callable, Sequence
 
 from dopd.errors import RequestError
@@ -11,8 +10,6 @@ from dopd.obs.log import get_logger
 from dopd_gateway.core import End, Request
 
 OnEnded = Callable[[Request, End, RequestError | None], None]
-
-_TRACE = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-")
 
 
 def all_of(listeners: Sequence[OnEnded]) -> OnEnded:
@@ -32,7 +29,7 @@ def log_ended(request: Request, end: End, error: RequestError | None) -> None:
     get_logger().debug(
         "request_ended",
         request_id=request.request_id,
-        trace_id=trace_id(request.inbound.traceparent),
+        trace_id=request.inbound.trace_id,
         end=end,
         code=error.code if error is not None else None,
         isl_tokens=len(request.inbound.tokens),
@@ -41,9 +38,3 @@ def log_ended(request: Request, end: End, error: RequestError | None) -> None:
         gateway_ttft_s=None if first_s is None else round(first_s - request.arrived_s, 6),
         duration_s=round(ended_s - request.arrived_s, 6),
     )
-
-
-def trace_id(traceparent: str) -> str | None:
-    """The trace that a W3C `traceparent` names, None where it names none."""
-    found = _TRACE.match(traceparent)
-    return found[1] if found else None

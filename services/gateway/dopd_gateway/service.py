@@ -271,7 +271,10 @@ class Gateway:
             return
         except (BusError, RequestError) as error:
             timed_out = True
-            self._log.info("work_not_delivered", request_id=work.request_id, worker_id=worker_id, error=repr(error))
+            self._log.info(
+                "work_not_delivered", request_id=work.request_id, trace_id=request.inbound.trace_id,
+                worker_id=worker_id, error=repr(error),
+            )  # fmt: skip
         if request.ended or request.attempt != attempt or worker_id not in request.unsettled:
             return  # void, or its tokens came before the answer
         if reply is not None and reply.accepted:

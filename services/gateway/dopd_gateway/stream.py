@@ -10,6 +10,7 @@ from typing import Protocol
 
 from dopd.errors import RequestError
 from dopd.slo import Slo
+from dopd_gateway.headers import trace_id_of
 from dopd_gateway.timeline import Phase
 from dopd_proto.asked import Feature, FinishReason
 from dopd_proto.request import Sampling
@@ -25,6 +26,12 @@ class Inbound:
     deadline_s: float
     priority: int = 0
     traceparent: str = ""
+
+    @property
+    def trace_id(self) -> str:
+        """The trace that it is in, "" for none: for log lines. (Not bound to the task: one request's task starts
+        the next one's work.)"""
+        return trace_id_of(self.traceparent)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from dopd.bus.common import shown
 from dopd.bus.nats_bus import NatsBus
 from dopd.errors import BusError, ConfigError, DopdError, NoResponders, RequestTimeout
 from dopd.runtime.main import add_config_argument
@@ -81,11 +82,11 @@ async def _ask(url: str, request: DecisionsRequest) -> tuple[DecisionRecord, ...
     try:
         bus = await NatsBus.connect(url, name="dopd-decisions", connect_timeout_s=CONNECT_S)
     except BusError:
-        raise BusError(f"no broker answers at {url}; is the cluster up? (`dopd up`, or --nats URL)") from None
+        raise BusError(f"no broker answers at {shown(url)}; is the cluster up? (`dopd up`, or --nats URL)") from None
     try:
         return (await bus.request(DECISIONS.at(), request, (DecisionsReply,), timeout_s=ANSWER_S)).decisions
     except NoResponders:
-        raise NoResponders(f"no ratio-planner listens at {url}; is the cluster up?") from None
+        raise NoResponders(f"no ratio-planner listens at {shown(url)}; is the cluster up?") from None
     except RequestTimeout:
         raise RequestTimeout(f"the ratio-planner did not answer in {ANSWER_S:.0f} s") from None
     finally:

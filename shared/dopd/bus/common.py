@@ -6,6 +6,7 @@ Consumes: handlers. Produces: BusFault to whoever asked for it, else a log line;
 import asyncio
 import contextlib
 import logging
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
@@ -23,6 +24,11 @@ DEFAULT_MAX_PENDING = 65_536
 DEFAULT_MAX_PAYLOAD = 8 * 1024 * 1024
 
 _log = logging.getLogger("dopd.bus")
+
+
+def shown(url: str) -> str:
+    """A broker's address for people and logs: without the user and the password or token that it may have."""
+    return re.sub(r"//[^/@]*@", "//", url)
 
 
 class FaultBox:

@@ -15,7 +15,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as RawSubscription
 
 from dopd.bus import Delivery
-from dopd.bus.common import DEFAULT_MAX_PENDING, end_task, refuse_undecodable, within
+from dopd.bus.common import DEFAULT_MAX_PENDING, end_task, refuse_undecodable, shown, within
 from dopd.bus.wire import WireBus
 from dopd.errors import BusClosed, BusError
 from dopd_proto.base import Message
@@ -99,7 +99,9 @@ class NatsBus(WireBus):
             await within(opening, connect_timeout_s)
         except (TimeoutError, OSError, nats.errors.Error) as error:
             await bus._close()
-            raise BusError(f"no broker at {url} within {connect_timeout_s} s ({type(error).__name__})") from error
+            raise BusError(
+                f"no broker at {shown(url)} within {connect_timeout_s} s ({type(error).__name__})"
+            ) from error
         return bus
 
     @property

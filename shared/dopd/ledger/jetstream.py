@@ -17,7 +17,7 @@ from nats.js import JetStreamContext
 from nats.js import errors as js_errors
 from nats.js.kv import KeyValue
 
-from dopd.bus.common import within
+from dopd.bus.common import shown, within
 from dopd.bus.nats_bus import close_client
 from dopd.errors import Conflict, LedgerLost
 from dopd.ledger import Entry, Lease
@@ -79,7 +79,7 @@ class JetStreamLedger:
             await within(connecting, timeout_s)
         except (TimeoutError, OSError, nats.errors.Error) as error:
             await close_client(client)
-            raise LedgerLost(f"{url}: {type(error).__name__}: {error}") from error
+            raise LedgerLost(f"{shown(url)}: {type(error).__name__}: {error}") from error
         return cls(client, clock, timeout_s)
 
     async def append(self, log: str, payload: bytes) -> int:

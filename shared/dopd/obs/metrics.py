@@ -7,7 +7,7 @@ page for the operator port. Nothing happens per token: counters are kept as plai
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 
-from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, disable_created_metrics, generate_latest
 from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
@@ -15,6 +15,7 @@ from dopd.bus import Bus
 from dopd.obs.metric_table import BY_NAME, METRICS, Metric, Sample, Source
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+disable_created_metrics()  # type: ignore[no-untyped-call]  # series that nobody reads
 MOST_VALUES = 64
 """Values of one metric's labels; what comes beyond is counted under `other`, so that no series grows without bound."""
 

@@ -27,6 +27,7 @@ import uvloop
 
 from dopd import config as configs
 from dopd.bus import Bus
+from dopd.bus.common import shown
 from dopd.config import Config
 from dopd.errors import ConfigError, DopdError
 from dopd.obs.log import get_logger, set_up
@@ -188,7 +189,8 @@ async def _watched(
 
 def _announce(config: Config, operator_url: str) -> None:
     """Say that we are connected: to the log, and to the supervisor, which also wants the operator port."""
-    get_logger().info("service_started", pid=os.getpid(), nats_url=config.cluster.broker_url, operator_url=operator_url)
+    nats_url = shown(config.cluster.broker_url)
+    get_logger().info("service_started", pid=os.getpid(), nats_url=nats_url, operator_url=operator_url)
     if file := os.environ.get(OPERATOR_VARIABLE):
         Path(file).write_text(operator_url)
     if ready := os.environ.get(READY_VARIABLE):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from dopd.bus.common import shown
 from dopd.bus.server import nats_command, nats_config
 from dopd.config import Config
 from dopd.runtime.main import CONFIG_VARIABLE, OPERATOR_VARIABLE, READY_VARIABLE
@@ -35,7 +36,7 @@ def broker(config: Config, state: StateDir, binary: Path) -> Spec:
         tuple(nats_command(binary, file, state.run)),
         speaks(host, port, b"INFO "),
         stop_rank=BROKER_RANK,
-        detail=config.cluster.nats_url,
+        detail=shown(config.cluster.nats_url),
     )
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.live import Live
 
 from dopd.bus import Bus, Delivery
+from dopd.bus.common import shown
 from dopd.bus.nats_bus import NatsBus
 from dopd.errors import BusError, ConfigError, DopdError
 from dopd.obs.log import logs_from
@@ -74,16 +75,16 @@ async def _run(url: str, args: argparse.Namespace) -> int:
     try:
         bus = await NatsBus.connect(url, name="dopd-top", connect_timeout_s=CONNECT_S)
     except BusError:
-        raise BusError(f"no broker answers at {url}; is the cluster up? (`dopd up`, or --nats URL)") from None
+        raise BusError(f"no broker answers at {shown(url)}; is the cluster up? (`dopd up`, or --nats URL)") from None
     bus.on_fault(lambda fault: None)  # the frame says when the broker is out of reach
     sight, console = Sight(), Console()
     asking = asyncio.create_task(_ask(bus, sight))
     try:
         await listen(bus, sight, runtime)
         if args.once or not console.is_terminal:
-            await _once(sight, runtime, console, url, args.listen)
+            await _once(sight, runtime, console, shown(url), args.listen)
         else:
-            await _live(bus, sight, runtime, console, url, args.every)
+            await _live(bus, sight, runtime, console, shown(url), args.every)
     finally:
         asking.cancel()
         await bus.drain(timeout_s=1.0)

@@ -43,7 +43,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("steps/s", 7, 4, lambda w, _: Text("-" if w.steps_per_s is None else f"{w.steps_per_s:.1f}")),
     Column("credit", 6, 6, lambda w, _: Text(count(sum(max(0, g.limit - g.received) for g in w.state.grants)))),
     Column("misses", 6, 8, lambda w, _: Text(count(w.state.kv_misses), "red" if w.state.kv_misses else "")),
-    Column("engine", 24, 9, lambda w, _: Text(w.state.engine or "-", "dim"), right=False),
+    Column("engine", 28, 9, lambda w, _: Text(w.state.engine or "-", "dim"), right=False),
 )
 GAP = 2
 
