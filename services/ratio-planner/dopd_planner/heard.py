@@ -4,11 +4,12 @@ Consumes their messages and the time; produces the states that still hold, and t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
 from dopd.cluster import ClusterView
+from dopd.policy.base import ForecastView
 from dopd.runtime.clock import Runtime
 from dopd_planner import sight
 from dopd_planner.sight import Pace
@@ -45,6 +46,7 @@ class Heard:
         self._gateways: dict[str, tuple[GatewayState, float]] = {}
         self._paces: dict[str, Pace] = {}
         self.forecast: Forecast | None = None
+        self._forecast_s = 0.0
 
     def worker(self, state: WorkerState) -> bool:
         """Whether it is news: not overtaken by a newer one, nor late words of an earlier life."""
@@ -66,6 +68,15 @@ class Heard:
     def gateway(self, state: GatewayState) -> None:
         """A gateway's word."""
         self._gateways[state.gateway_id] = (state, self._runtime.now())
+
+    def forecasts(self, forecast: Forecast) -> None:
+        """The forecaster's word: of those made together the one with the shortest horizon comes last, and is kept."""
+        self.forecast, self._forecast_s = forecast, self._runtime.now()
+
+    def expected(self) -> ForecastView | None:
+        """What is expected, from when it was heard on: by our clock, whatever the forecaster's is."""
+        view = sight.forecast_view(self.forecast)
+        return None if view is None else replace(view, start_s=self._forecast_s)
 
     def live(self) -> dict[str, WorkerState]:
         """The workers whose last word still holds."""

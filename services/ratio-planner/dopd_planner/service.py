@@ -20,7 +20,7 @@ from dopd.obs.telemetry import Begun, Tracing, begin
 from dopd.policy.base import Plan, Planner
 from dopd.runtime.clock import Runtime
 from dopd.slo import Slo
-from dopd_planner import core, history, sight
+from dopd_planner import core, history
 from dopd_planner.core import Wish
 from dopd_planner.heard import Heard
 from dopd_planner.history import History
@@ -60,6 +60,7 @@ class RatioPlanner:
         self._under_way: list[tuple[DecisionRecord, Change]] = []
         self._lease: Lease | None = None
         self._term = self._sequence = 0
+        self._failed = ""
         self._since_s = self._round_s = float("-inf")
         self._people = People(self, bus, runtime, config)
         self._subscriptions: list[Subscription] = []
@@ -111,7 +112,7 @@ class RatioPlanner:
             self._people.heard_news()
 
     def _on_forecast(self, delivery: Delivery[Forecast]) -> None:
-        self.heard.forecast = delivery.message  # of those made together the one with the shortest horizon comes last
+        self.heard.forecasts(delivery.message)
 
     def _on_gateway(self, delivery: Delivery[GatewayState]) -> None:
         self.heard.gateway(delivery.message)
@@ -204,13 +205,14 @@ class RatioPlanner:
         if self._planner is None:
             return None
         view = self.heard.view(states, self.pins.roles, self.wishes.leaving())
-        forecast = sight.forecast_view(self.heard.forecast)
         now_s = self._runtime.now()
         try:
-            self._plan_state, plan = self._planner.plan(self._plan_state, forecast, view, self._slo, now_s)
+            self._plan_state, plan = self._planner.plan(self._plan_state, self.heard.expected(), view, self._slo, now_s)
         except Exception as error:  # a policy may be anybody's: roles are held, repair and pins go on
-            self._log.error("policy_failed", exc_info=True)
-            return Plan({}, reason="policy_failed", needs=f"a policy that does not raise {type(error).__name__}")
+            plan = Plan({}, reason="policy_failed", needs=f"a policy that does not raise {type(error).__name__}")
+            if self._failed != plan.needs:
+                self._log.error("policy_failed", exc_info=True)
+            self._failed = plan.needs
         return plan
 
     # --- decide and command -------------------------------------------------------------------------------------
