@@ -17,6 +17,7 @@ from dopd.supervisor import http
 from tests.e2e.running import ROOT, Running, wait_until
 from tests.e2e.terminal import Terminal
 from tests.nats_server import server_binary
+from tests.otlp_sink import Sink
 
 pytestmark = [
     pytest.mark.nats,
@@ -43,8 +44,16 @@ def dopd(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with demo(tmp_path_factory.mktemp("demo"), "--no-load") as up:
+def sink() -> Iterator[Sink]:
+    running = Sink()
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, sink: Sink) -> Iterator[Running]:
+    traced = {"OTEL_EXPORTER_OTLP_ENDPOINT": sink.url, "OTEL_BSP_SCHEDULE_DELAY": "200"}
+    with demo(tmp_path_factory.mktemp("demo"), "--no-load", **traced) as up:
         up.wait_for("Ready after", 60.0)
         up.wait_for("Ctrl-C stops everything")
         print(next(line for line in up.output.splitlines() if line.startswith("Ready after")))
@@ -164,6 +173,13 @@ def test_a_second_up_says_that_one_is_running(cluster: Running) -> None:
     with demo(cluster.state.root, "--no-load") as second:
         assert second.code() == 1
         assert f"already running here (pid {cluster.process.pid}" in second.output
+
+
+def test_every_service_has_sent_its_spans_to_the_collector(cluster: Running, sink: Sink) -> None:
+    services = {"gateway", "forecaster", "ratio-planner", "decode-worker"}  # w3 is one that has changed its role
+    assert wait_until(lambda: services <= {about["service.name"] for about in sink.resources}, 15.0), sink.resources
+    names = {span.name for span in sink.spans}
+    assert {"completion", "prefilling", "arrivals", "forecast", "decision", "accepting"} <= names
 
 
 def test_every_service_has_written_json_and_nothing_else(cluster: Running) -> None:

@@ -3,9 +3,7 @@
 import asyncio
 import subprocess
 import sys
-import threading
 from collections.abc import Awaitable, Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ import httpx
 import nats
 import pytest
 import structlog
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from dopd.bus.memory import MemoryBus
 from dopd.bus.nats_bus import NatsBus
@@ -34,42 +31,13 @@ from dopd_proto.codec import encode
 from dopd_proto.request import Completion, Generate
 from dopd_proto.subjects import GENERATE
 from tests.nats_server import NatsServer, server_binary
+from tests.otlp_sink import Sink
 from tests.text_side import ScriptedGateway, ids_of, pieces, text_gateway
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = f"00-{TRACE}-{PARENT}-01"
 BODY: dict[str, Any] = {"model": "sim", "prompt": list(range(3, 903)), "max_tokens": 5, "ignore_eos": True}
 SERVER, INTERNAL, ERROR = 2, 1, 2
-
-
-class Sink:
-    """A collector: every span that came, with the attributes of its resource."""
-
-    def __init__(self) -> None:
-        self.spans: list[Any] = []
-        self.resources: list[dict[str, str]] = []
-        sink = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                for group in ExportTraceServiceRequest.FromString(body).resource_spans:
-                    sink.resources.append({a.key: a.value.string_value for a in group.resource.attributes})
-                    sink.spans += [span for scope in group.scope_spans for span in scope.spans]
-                self.send_response(200)
-                self.send_header("content-length", "0")
-                self.end_headers()
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 @pytest.fixture
