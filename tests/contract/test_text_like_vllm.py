@@ -86,3 +86,66 @@ def test_prompts_have_the_ids_that_transformers_gives(
     ours = Tokenizer.load(str(tmp_path))
     for text in (TEXT, "</s> in the text", " quick", "", "<pad>"):
         assert ours.encode(text) == theirs.encode(text, add_special_tokens=True), text
+
+
+TEMPLATES = {
+    "of our tiny model": (
+        "{{ bos_token }}{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    ),
+    "headers, a system message apart, and a day": (
+        "{{- bos_token }}\n{%- if not date_string is defined %}\n    {%- set date_string = '26 Jul 2024' %}\n"
+        "{%- endif %}\n"
+        "{%- if messages[0]['role'] == 'system' %}\n    {%- set system = messages[0]['content']|trim %}\n"
+        "    {%- set messages = messages[1:] %}\n{%- else %}\n    {%- set system = '' %}\n{%- endif %}\n"
+        "{{- '<|system|>' + date_string + system }}\n{%- for message in messages %}\n"
+        "    {{- '<|' + message['role'] + '|>' + message['content'] | trim + eos_token }}\n{%- endfor %}\n"
+        "{%- if add_generation_prompt %}\n    {{- '<|assistant|>' }}\n{%- endif %}\n"
+    ),
+    "turns, json, and words for training": (
+        "{%- set ns = namespace(last='') %}\n{% for message in messages %}\n"
+        "  {%- if message.role == 'assistant' %}\n{% generation %}{{ message.content | tojson }}{% endgeneration %}\n"
+        "  {%- elif loop.last and style is defined %}\n{{ style }}{{ message | tojson(indent=2) }}\n"
+        "  {%- else %}\n{{ message.content.split('o')[-1] }}\n  {%- endif %}\n"
+        "  {%- if loop.index > 3 %}{% break %}{% endif %}\n{% endfor %}{{ ns.last }}"
+    ),
+    "tools if there are any": "{% if tools %}T{% endif %}{{ messages | length }}{{ messages[-1].content | upper }}",
+}
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_chat_templates_give_what_transformers_gives(tmp_path: Path, template: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    tiny_bpe().save(str(tmp_path / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>",
+        "chat_template": template,
+    }  # fmt: skip
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(str(tmp_path)), Tokenizer.load(str(tmp_path))
+    rng = random.Random(5)
+    words = ["Hello <you> & me", " ", "äöü 漢字 🙂", "two\nlines\n", "{{ no }} template", ""]
+    for _ in range(50):
+        roles = ["system", *["user", "assistant"] * 3][rng.randrange(2) :][: rng.randrange(1, 7)]
+        messages = [{"role": role, "content": "".join(rng.choices(words, k=3))} for role in roles]
+        extra = rng.choice([{}, {"style": "short"}, {"date_string": "today"}])
+        prompts = rng.random() < 0.7
+        expected = theirs.apply_chat_template(messages, add_generation_prompt=prompts, tokenize=False, **extra)
+        text = ours.chat(messages, prompts, extra, 0.0)
+        assert text == expected
+        assert ours.encode(text, special=False) == theirs.encode(text, add_special_tokens=False)
+
+
+def test_a_template_in_a_file_of_its_own_goes_first(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    tiny_bpe().save(str(tmp_path / "tokenizer.json"))
+    named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D{{ messages[0].content }}"}]
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "chat_template": named}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    messages = [{"role": "user", "content": "x"}]
+    for content in (None, "F{{ messages[0].content }}"):
+        if content is not None:
+            (tmp_path / "chat_template.jinja").write_text(content)
+        theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+        expected = theirs.apply_chat_template(messages, tokenize=False)
+        assert Tokenizer.load(str(tmp_path)).chat(messages, False, {}, 0.0) == expected

@@ -14,8 +14,8 @@ from dopd.slo import Slo
 from dopd_gateway.api import TextGateway
 from dopd_gateway.nats_api import NatsApi
 from dopd_proto.base import Message
-from dopd_proto.request import Chunk, Completion, Failure, Generate
-from dopd_proto.subjects import GENERATE, Address
+from dopd_proto.request import Chat, Chunk, Completion, Failure, Generate
+from dopd_proto.subjects import CHAT, GENERATE, Address
 from tests.text_side import MODEL, ScriptedGateway, ids_of, pieces, tiny_vocabulary
 
 SAID = " brown fox jumps"
@@ -38,7 +38,7 @@ def with_gateway(gateway: ScriptedGateway, test: Test, max_payload: int = 1_000_
     run_virtual(main())
 
 
-async def streamed(bus: MemoryBus, request: Generate) -> list[Chunk | Completion | Failure]:
+async def streamed(bus: MemoryBus, request: Generate | Chat) -> list[Chunk | Completion | Failure]:
     got: list[Chunk | Completion | Failure] = []
     ended = asyncio.Event()
 
@@ -47,7 +47,8 @@ async def streamed(bus: MemoryBus, request: Generate) -> list[Chunk | Completion
         if not isinstance(message, Chunk):
             ended.set()
 
-    subscription = await bus.stream(GENERATE.at(), request, (Chunk, Completion, Failure), take)
+    to: Address[Any] = CHAT.at() if isinstance(request, Chat) else GENERATE.at()
+    subscription = await bus.stream(to, request, (Chunk, Completion, Failure), take)
     await asyncio.wait_for(ended.wait(), 30)
     await subscription.stop()
     return got

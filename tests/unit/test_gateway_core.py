@@ -1,6 +1,7 @@
 """One request in the gateway: what it takes of the runs that come, what it shows, what work it makes."""
 
 import random
+from array import array
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -127,7 +128,7 @@ def test_the_view_counts_what_is_left() -> None:
     request.kv_tokens = 4
     seen = core.view(request)
     assert (seen.isl_tokens, seen.uncached_tokens, seen.kv_tokens, seen.max_new_tokens) == (5, 1, 4, 8)
-    assert (seen.osl_tokens, seen.priority, seen.arrived_s) == (8.0, 2, 0.0)
+    assert (seen.osl_tokens, seen.priority, seen.arrived_s) == (8.0, -2, 0.0)  # policies: the highest first
 
 
 def test_a_first_segment_with_an_end_is_prefill_work_and_names_the_next() -> None:
@@ -157,3 +158,24 @@ def test_kv_of_an_open_segment_counts_until_another_worker_has_the_request() -> 
     request.unfetched = core.left_open(request, request.slip[-1])
     feed(request, run(0, 5, started=True, end="open"), "w1")
     assert request.unfetched
+
+
+def likely(*tokens: int) -> dict[str, bytes]:
+    """A row of two for each token: the token itself, and the one after it."""
+    ids = [each for token in tokens for each in (token, token + 1)]
+    return {"logprob_ids": pack_tokens(ids), "logprobs": array("f", [-each / 4 for each in ids]).tobytes()}
+
+
+def test_log_probabilities_come_once_and_with_their_tokens_however_the_runs_overlap() -> None:
+    request = a_request(segment("w1", 3), segment("w2"))
+    sent = [
+        ("w1", run(0, 10, **likely(10))),
+        ("w2", run(3, 40, 50, **likely(40, 50))),
+        ("w1", run(0, 10, 20, **likely(10, 20))),
+        ("w1", run(1, 20, 30, **likely(20, 30))),
+        ("w2", run(3, 40, 50, **likely(40, 50))),
+    ]
+    pieces = [taken.piece for worker_id, each in sent for taken in feed(request, each, worker_id) if taken.piece]
+    rows = [row for piece in pieces for row in piece.logprobs]
+    assert [token for piece in pieces for token in piece.tokens] == [10, 20, 30, 40, 50]
+    assert rows == [([token, token + 1], [-token / 4, -(token + 1) / 4]) for token in (10, 20, 30, 40, 50)]

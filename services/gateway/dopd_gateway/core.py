@@ -159,7 +159,8 @@ def view(request: Request) -> RequestView:
         osl_std_tokens=0.0,
         max_new_tokens=left,
         slo=inbound.slo,
-        priority=inbound.priority,
+        # Clients and engines mean what vLLM does, the lowest first; policies the highest.
+        priority=-inbound.priority,
         arrived_s=request.arrived_s,
         attempt=request.attempt,
         kv_tokens=request.kv_tokens,

@@ -62,11 +62,16 @@ class Writer:
 
         The finish does not get an event of its own: clients that time events would count it as a token.
         """
-        choice = self._choice.piece(part.chunk, part.chunk.choice not in self._begun)
+        chunk = part.chunk
+        first = chunk.choice not in self._begun
+        choice = self._choice.piece(chunk, first)
         if self._with_ids:
-            self._with_token_ids(choice, part.chunk)
-        self._begun.add(part.chunk.choice)
-        body = {**self._head, "object": self._choice.piece_object, "choices": [choice], **self._usage_so_far(part)}
+            self._with_token_ids(choice, chunk)
+        if first:
+            self._begun.add(chunk.choice)
+        body = {**self._head, "object": self._choice.piece_object, "choices": [choice]}
+        if self._with_usage:
+            body["usage"] = self._usage_so_far(part)
         if part.end is None:
             return event(msgspec.json.encode(body))
         if not self._with_usage:
@@ -74,10 +79,10 @@ class Writer:
         usage = {**body, "choices": [], "usage": _usage(part.end.usage), **_timeline(part.end)}
         return event(msgspec.json.encode(body)) + event(msgspec.json.encode(usage)) + _DONE
 
-    def _usage_so_far(self, part: Part) -> dict[str, Any]:
-        if self._each_with_usage:
-            return {"usage": _usage(Usage(prompt_tokens=self._prompt_tokens, completion_tokens=part.so_far))}
-        return {"usage": None} if self._with_usage else {}
+    def _usage_so_far(self, part: Part) -> dict[str, int] | None:
+        if not self._each_with_usage:
+            return None
+        return _usage(Usage(prompt_tokens=self._prompt_tokens, completion_tokens=part.so_far))
 
     def _with_token_ids(self, choice: dict[str, Any], said: Chunk | Choice) -> dict[str, Any]:
         if self._with_ids:
@@ -96,14 +101,11 @@ class _TextChoice:
         self._offsets: dict[int, int] = {}
 
     def whole(self, choice: Choice) -> dict[str, Any]:
-        return self._written(choice.choice, choice.text, choice.logprobs, choice.finish_reason)
+        return self.piece(choice, first=True)
 
-    def piece(self, chunk: Chunk, first: bool) -> dict[str, Any]:
-        return self._written(chunk.choice, chunk.text, chunk.logprobs, chunk.finish_reason)
-
-    def _written(self, index: int, text: str, made: tuple[TokenLogprob, ...], finish: str | None) -> dict[str, Any]:
-        logprobs = self._logprobs(index, made) if made else None
-        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+    def piece(self, said: Chunk | Choice, first: bool) -> dict[str, Any]:
+        logprobs = self._logprobs(said.choice, said.logprobs) if said.logprobs else None
+        return {"index": said.choice, "text": said.text, "logprobs": logprobs, "finish_reason": said.finish_reason}
 
     def _logprobs(self, index: int, made: tuple[TokenLogprob, ...]) -> dict[str, Any]:
         offsets, offset = [], self._offsets.get(index, 0)

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from dopd.errors import BadRequest, Unavailable, UnknownModel
-from dopd_gateway.limits import MAX_BIASES, MAX_CHOICES, MAX_STOP_STRINGS, RANGES
+from dopd_gateway.limits import MAX_BIASES, MAX_CHOICES, MAX_SCHEMA_CHARACTERS, MAX_STOP_STRINGS, RANGES
 from dopd_proto.asked import Asked, Chat, Feature, Generate
 from dopd_proto.request import Sampling
 
@@ -75,9 +75,12 @@ def _schema_in(wrapped: Any) -> str:
     if extra:
         raise _bad_format(f"json_schema has a field {min(map(str, extra))!r} that is not known here")
     try:
-        return msgspec.json.encode(wrapped["schema"]).decode()
+        text = msgspec.json.encode(wrapped["schema"]).decode()
     except (TypeError, ValueError, RecursionError) as error:  # MessagePack has keys and values that JSON has not
-        raise _bad_format(f"the schema is no JSON: {error}") from error
+        raise _bad_format(f"json_schema.schema is no JSON: {error}") from error
+    if len(text) > MAX_SCHEMA_CHARACTERS:
+        raise _bad_format(f"json_schema.schema has {len(text)} characters, the limit is {MAX_SCHEMA_CHARACTERS}")
+    return text
 
 
 def _bad_format(text: str) -> BadRequest:
