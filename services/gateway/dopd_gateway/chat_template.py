@@ -17,6 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from dopd.errors import BadRequest, ConfigError
 
 _KEYS = frozenset({"role", "content", "name"})
+_OURS = frozenset({"messages", "add_generation_prompt"})
 
 
 class _Generation(Extension):
@@ -48,6 +49,8 @@ class ChatTemplate:
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, extra: Mapping[str, Any], now_s: float
     ) -> str:
         """The prompt's text. Raises BadRequest when the template refuses the messages."""
+        for name in _OURS & extra.keys():
+            raise BadRequest(f"{name} has a field of its own", "chat_template_kwargs")
 
         def strftime_now(form: str) -> str:
             return datetime.fromtimestamp(now_s).strftime(form)

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from dopd.errors import PayloadTooLarge, RequestError, Unavailable, UnknownModel
+from dopd.errors import BadRequest, PayloadTooLarge, RequestError, Unavailable, UnknownModel
 from dopd_gateway.api import TextGateway
 from dopd_gateway.event_stream import INTERNAL, EventStream, unless_gone
 from dopd_gateway.headers import answer_headers, key_of, with_headers
@@ -25,6 +25,7 @@ from dopd_gateway.openapi import document
 from dopd_gateway.tokenize_forms import Detokenize, Tokenize, TokenizeChat, tokenize_form
 from dopd_proto.asked import Failure
 
+JSON = "application/json"
 _CLIENT_GONE = 499
 
 
@@ -52,6 +53,8 @@ def create_app(api: TextGateway, max_body_bytes: int) -> Starlette:
         Exception: _on_bug,
     }
     app = Starlette(routes=routes, exception_handlers=handlers)
+    # A path with a slash too many is another path, not one to be sent elsewhere.
+    app.router.redirect_slashes = False
     app.state.failures = Counter()
     return app
 
@@ -125,6 +128,9 @@ class _Pages:
 
 
 async def _body(request: Request, limit_bytes: int) -> bytes:
+    kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
+    if kind != JSON:
+        raise BadRequest(f"the body is said to be {kind[:100]!r}, but must be {JSON}", "content-type")
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit_bytes:
         raise PayloadTooLarge(int(announced), limit_bytes)
@@ -138,7 +144,7 @@ async def _body(request: Request, limit_bytes: int) -> bytes:
 
 
 def _json(body: bytes, headers: dict[str, str] | None = None, status: int = 200) -> Response:
-    return Response(body, status, headers, "application/json")
+    return Response(body, status, headers, JSON)
 
 
 def _error_response(request: Request, failure: Failure, headers: dict[str, str] | None = None) -> Response:

@@ -96,6 +96,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         raise ConfigError("config", "gateway.port", f"cannot listen on {host}:{port} ({error.strerror})") from error
-    # Those that it accepts have it from here.
+    # Those that it accepts have these from here. (asyncio's own loop forgets the first; uvloop does not.)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
     return listener

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from dopd.errors import BadRequest
+from dopd_gateway.limits import RANGES
 from dopd_proto.asked import Chat, Generate
 
 # Fields of the body that are fields of our message, most under the same name. Those of the second and third line are
@@ -110,7 +111,14 @@ def _as_in_completions(fields: dict[str, Any]) -> None:
     if not wanted and count is not None and (count != 0 or isinstance(count, bool)):
         raise BadRequest("top_logprobs needs logprobs to be true", "top_logprobs")
     if wanted:
-        fields["logprobs"] = 0 if count is None else count
+        fields["logprobs"] = 0 if count is None else _top_logprobs(count)
+
+
+def _top_logprobs(count: Any) -> int:
+    """Checked here: the message has another name for it."""
+    if not isinstance(count, int) or isinstance(count, bool) or not RANGES["logprobs"].keeps(count):
+        raise BadRequest(f"top_logprobs must be a whole number, {RANGES['logprobs'].text()}", "top_logprobs")
+    return count
 
 
 def _usage_asked(options: Any, streamed: bool) -> tuple[bool, bool]:
