@@ -81,7 +81,7 @@ class ScriptedStream:
             await asyncio.sleep(step if isinstance(step, float) else 0)
         await asyncio.Event().wait()
 
-    def cancel(self) -> None:
+    def cancel(self, enough: bool = False) -> None:
         self.cancelled.set()
 
     def timeline(self) -> list[Phase]:

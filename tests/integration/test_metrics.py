@@ -5,6 +5,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
 from dopd.config import ClusterConfig, Config, GatewayConfig, PolicyConfig
@@ -80,12 +81,16 @@ async def ask(cluster: LocalCluster, timeout_s: float = 60.0) -> None:
 
 
 async def err(cluster: LocalCluster, metrics: Metrics) -> None:
-    """Two wrong requests over HTTP, one over NATS."""
+    """Two wrong requests over HTTP, one over NATS; before them one that ends at a stop string."""
     api = TextGateway(cluster.gateway, NumberTokenizer(VOCABULARY), cluster.runtime, Slo(), 60.0)
     public, app = NatsApi(cluster.broker.connect("api"), api), create_app(api, 1 << 20)
     metrics.add(lambda: failures("nats", public.failures))
     metrics.add(lambda: failures("http", app.state.failures))
     await public.start()
+    story = Generate(model="sim", prompt=list(range(3, 3 + ISL)), max_tokens=OSL, temperature=0.0, ignore_eos=True)
+    words = (await api.complete(story)).text.split()
+    stopped = await api.complete(replace(story, stop=[words[7]]))
+    assert stopped.finish_reason == "stop" and stopped.usage.completion_tokens < OSL
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://gateway") as client:
         assert (await client.post("/v1/completions", content=b"{")).status_code == 400
         assert (await client.get("/v1/nothing")).status_code == 404
@@ -160,16 +165,18 @@ def test_the_table_of_the_document_is_that_of_the_code() -> None:
 
 def test_the_gateway_counts_requests_tokens_and_latencies(ran: dict[str, Values]) -> None:
     shown = ran["g1"]
-    assert value(shown, "dopd_requests_total", outcome="length") == REQUESTS
+    assert value(shown, "dopd_requests_total", outcome="length") == REQUESTS + 1
+    assert value(shown, "dopd_requests_total", outcome="stop") == 1
+    assert value(shown, "dopd_requests_total", outcome="cancelled") == 0
     assert value(shown, "dopd_requests_total", outcome="failed") == 1
     assert value(shown, "dopd_request_failures_total", code="deadline_exceeded") == 1
-    assert value(shown, "dopd_requests_within_slo_total") == REQUESTS
-    assert value(shown, "dopd_tokens_total", kind="prompt") == (REQUESTS + 1) * ISL
-    assert value(shown, "dopd_tokens_total", kind="output") == REQUESTS * OSL
+    assert value(shown, "dopd_requests_within_slo_total") == REQUESTS + 2
+    assert value(shown, "dopd_tokens_total", kind="prompt") == (REQUESTS + 3) * ISL
+    assert (REQUESTS + 1) * OSL < value(shown, "dopd_tokens_total", kind="output") <= (REQUESTS + 2) * OSL
     for name in ("dopd_ttft_seconds", "dopd_tpot_seconds"):
-        assert value(shown, f"{name}_count") == REQUESTS
+        assert value(shown, f"{name}_count") == REQUESTS + 2
         assert 0.0 < value(shown, f"{name}_sum") < REQUESTS
-    assert value(shown, "dopd_request_duration_seconds_count") == REQUESTS + 1
+    assert value(shown, "dopd_request_duration_seconds_count") == REQUESTS + 3
     assert value(shown, "dopd_waiting_requests") == value(shown, "dopd_running_requests") == 0
     assert value(shown, "dopd_workers", role="prefill", phase="serving") == 2
     assert value(shown, "dopd_credit_requests", role="decode") > 0
@@ -185,9 +192,9 @@ def test_workers_show_what_they_are_and_did(ran: dict[str, Values]) -> None:
              if value(shown, "dopd_worker_role", role=role)]  # fmt: skip
     assert roles == ["prefill", "prefill", "decode"]
     assert all(value(shown, "dopd_worker_phase", phase="serving") == 1 for shown in workers)
-    assert value(ran["w1"], "dopd_worker_segments_total", end="handed_over") == REQUESTS
+    assert value(ran["w1"], "dopd_worker_segments_total", end="handed_over") == REQUESTS + 2
     made = sum(value(shown, "dopd_worker_output_tokens_total") for shown in workers)
-    assert made == REQUESTS * OSL
+    assert made >= value(ran["g1"], "dopd_tokens_total", kind="output")
     assert value(ran["w2"], "dopd_worker_role_changes_total") == 1
     for shown in workers[:2]:  # the third had nothing to do
         steps, busy_s = value(shown, "dopd_engine_step_seconds_count"), value(shown, "dopd_engine_step_seconds_sum")

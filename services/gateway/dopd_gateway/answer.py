@@ -57,7 +57,7 @@ class Answer:
                     continue
                 if part.end is not None:
                     # Before the reader has it: a stop string frees the KV however slow the reader is.
-                    self.close()
+                    self.close(enough=True)
                 yield part
                 if part.end is not None:
                     return
@@ -78,11 +78,11 @@ class Answer:
                     return self._completion(part.end.finish_reason, chunks)
         raise RequestError("the answer ended without a finish")  # pragma: no cover - `parts` has raised
 
-    def close(self) -> None:
+    def close(self, enough: bool = False) -> None:
         """The reader has gone or has enough. May be called twice, and before or after reading."""
         if not self._over:
             self._over = True
-            self._stream.cancel()
+            self._stream.cancel(enough)
 
     def _part(self, piece: Piece) -> Part | None:
         shown = self._text.feed(self._visible(piece))

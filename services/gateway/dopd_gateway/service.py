@@ -147,8 +147,8 @@ class Gateway:
     @property
     def features(self) -> frozenset[Feature]:
         """What every known worker's engine does: a request may come to any of them."""
-        told = [frozenset(known.state.features) for known in self.fleet.workers.values()]
-        return frozenset.intersection(*told) if told else frozenset()
+        told = {known.state.features for known in self.fleet.workers.values()}  # hardly ever more than one
+        return frozenset.intersection(*map(frozenset, told)) if told else frozenset()
 
     def ready(self) -> bool:
         return any(known.serving() for known in self.fleet.workers.values())
@@ -159,7 +159,9 @@ class Gateway:
         now_s = self._runtime.now()
         request = Request(self._runtime.new_id("req"), inbound, now_s)
         stream = Stream(
-            request.request_id, lambda: self.cancel(request), lambda: request.timeline.phases(self._runtime.now())
+            request.request_id,
+            lambda enough: self.cancel(request, enough),
+            lambda: request.timeline.phases(self._runtime.now()),
         )
         self._requests[request.request_id], self._streams[request.request_id] = request, stream
         self._presence.windows.arrived(len(inbound.tokens), inbound.sampling.max_tokens)
@@ -169,11 +171,11 @@ class Gateway:
         self.wait(request)
         return stream
 
-    def cancel(self, request: Request) -> None:
-        """The client has gone."""
+    def cancel(self, request: Request, enough: bool = False) -> None:
+        """The client has gone, or has enough: a stop string was found."""
         if not request.ended:
             self.void(request)
-            self._end(request, "cancelled")
+            self._end(request, "stop" if enough else "cancelled")
 
     # --- schedule -----------------------------------------------------------------------------------------------
 

@@ -57,17 +57,21 @@ class TokenStream(Protocol):
     def __aiter__(self) -> AsyncIterator[Piece]:
         """Pieces until one has an `end`. Raises RequestError when the request fails."""
 
-    def cancel(self) -> None:
-        """The reader is gone or has enough (stop string): abort the work and free its KV. May be called twice."""
+    def cancel(self, enough: bool = False) -> None:
+        """Abort the work and free its KV: the reader is gone, or has `enough` (a stop string), which is a good end.
+
+        May be called twice.
+        """
 
     def timeline(self) -> list[Phase]:
         """What the request has gone through so far, and after its end in all."""
 
 
 class Stream:
-    """The token side's end of it: a queue between the one who puts in and the one reader. `leave` ends the work."""
+    """The token side's end of it: a queue between the one who puts in and the one reader. `leave` ends the work, and is
+    told whether the reader has enough."""
 
-    def __init__(self, request_id: str, leave: Callable[[], None], phases: Callable[[], list[Phase]]) -> None:
+    def __init__(self, request_id: str, leave: Callable[[bool], None], phases: Callable[[], list[Phase]]) -> None:
         self.request_id = request_id
         self._leave, self.timeline = leave, phases
         self._events: asyncio.Queue[Piece | RequestError] = asyncio.Queue()
@@ -85,8 +89,8 @@ class Stream:
             if event.end is not None:
                 return
 
-    def cancel(self) -> None:
-        self._leave()
+    def cancel(self, enough: bool = False) -> None:
+        self._leave(enough)
 
 
 class TokenGateway(Protocol):

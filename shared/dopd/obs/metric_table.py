@@ -40,7 +40,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("dopd_request_duration_seconds", "histogram", "gateway",
            "arrival at the gateway to the end, however it ended", (), DURATION_S),
     Metric("dopd_requests_total", "counter", "gateway",
-           "requests that ended: stop, length, cancelled (by the client or at a stop string) or failed", ("outcome",)),
+           "requests that ended: stop, length, cancelled (the client has gone) or failed", ("outcome",)),
     Metric("dopd_requests_within_slo_total", "counter", "gateway", "completed requests that met both of their targets"),
     Metric("dopd_request_failures_total", "counter", "gateway",
            "requests that failed after they were queued, by the error's code", ("code",)),

@@ -97,7 +97,7 @@ def _traffic(sight: Sight, now_s: float) -> list[Text]:
     line = Text.assemble(
         (f"{rates.requests_per_s:.1f}", "bold"), " requests/s", _expected(sight),
         "  ", (count(round(rates.tokens_per_s)), "bold"), " tokens/s  ", f"{rates.completed} done",
-        ("  " + f"{rates.failed} failed", "red" if rates.failed else "dim"),
+        (f"  {rates.failed} failed or left", "red" if rates.failed else "dim"),
     )  # fmt: skip
     return [line, _latencies(rates)]
 
