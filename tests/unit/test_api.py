@@ -94,6 +94,14 @@ def test_a_top_k_that_leaves_all_tokens_in_is_none(top_k: int, kept: int) -> Non
     assert sampling_of(request(top_k=top_k), 400, 5, 1000, 100).top_k == kept
 
 
+def test_each_of_several_answers_has_a_seed_of_its_own_and_minus_one_is_none() -> None:
+    def seed(asked: int | None, choice: int) -> int | None:
+        return sampling_of(request(seed=asked), 400, 5, 1000, 100, choice).seed
+
+    assert [seed(7, choice) for choice in range(3)] == [7, 8, 9]
+    assert (seed(2**63 - 1, 1), seed(None, 1), seed(-1, 1)) == (-(2**63), None, None)
+
+
 async def test_nothing_is_queued_for_a_refused_request() -> None:
     gateway = ScriptedGateway()
     for wrong in (request(model="x"), request(top_p=2.0), request(prompt=[999]), request(prompt="")):

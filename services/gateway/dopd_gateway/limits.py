@@ -12,6 +12,7 @@ MAX_CHOICES = 128
 MAX_STOP_STRINGS = 4
 MAX_LOGPROBS = 20
 MAX_BIASES = 1024
+LONGEST_S = 7 * 86_400
 MAX_SCHEMA_CHARACTERS = 65_536
 INT64 = (-(2**63), 2**63 - 1)
 
@@ -58,7 +59,7 @@ RANGES: Mapping[str, Range] = {
     "n": Range(1, MAX_CHOICES),
     "seed": Range(*INT64, words="a number of 64 bits"),
     "priority": Range(*INT64, words="a number of 64 bits"),
-    "timeout_s": Range(0, above=True),
+    "timeout_s": Range(0, LONGEST_S, above=True),
     "slo_ttft_s": Range(0, above=True),
     "slo_tpot_s": Range(0, above=True),
 }

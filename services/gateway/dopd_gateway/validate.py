@@ -171,7 +171,8 @@ def sampling_of(
         temperature=request.temperature,
         top_p=request.top_p,
         top_k=request.top_k if 0 < request.top_k < vocab_size else 0,
-        seed=None if request.seed is None else _wrapped(request.seed + choice),
+        # -1 is vLLM's word for none
+        seed=None if request.seed in (None, -1) else _wrapped(request.seed + choice),
         ignore_eos=request.ignore_eos,
         min_p=request.min_p,
         presence_penalty=request.presence_penalty,

@@ -3,7 +3,8 @@
 from array import array
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+
+from msgspec.structs import replace
 
 from dopd.bus import Bus
 from dopd.engine.contract import JobOutput
@@ -54,7 +55,7 @@ class Outbox:
 def run_of(held: Held, output: JobOutput, end: RunEnd | None, missed_tokens: int, timing: Timing | None) -> Run:
     """The message for one engine output, which has been appended to `held` already."""
     work, cached = held.work, output.cached
-    return Run(
+    run = Run(
         request_id=work.request_id,
         attempt=work.attempt,
         index=held.index + len(held.made) - len(output.tokens),
@@ -67,14 +68,14 @@ def run_of(held: Held, output: JobOutput, end: RunEnd | None, missed_tokens: int
         missed_tokens=missed_tokens,
         failure=_engine_failure(output.error) if end == "failed" else None,
         timing=timing,
-        **_packed(output.logprobs),
     )
+    return _with_logprobs(run, output.logprobs) if output.logprobs else run
 
 
 def run_again(held: Held, index: int, end: RunEnd | None) -> Run:
     """Everything from output index `index` on once more."""
     tokens, times = since(held, index)
-    return Run(
+    run = Run(
         request_id=held.work.request_id,
         attempt=held.work.attempt,
         index=max(index, held.index),
@@ -83,15 +84,15 @@ def run_again(held: Held, index: int, end: RunEnd | None) -> Run:
         end=end,
         started=held.started,
         timing=held.timing if held.told else None,  # before the first run it would lack what that one knows
-        **_packed(held.logprobs[len(held.logprobs) - len(tokens) :] if tokens else ()),
     )
+    likely = held.logprobs[len(held.logprobs) - len(tokens) :] if tokens else []
+    return _with_logprobs(run, likely) if likely else run
 
 
-def _packed(logprobs: Sequence[tuple[Sequence[int], Sequence[float]]]) -> dict[str, Any]:
-    if not logprobs:
-        return {}
-    values = array("f", [value for _, row in logprobs for value in row])
-    return {"logprob_ids": pack_tokens([token for ids, _ in logprobs for token in ids]), "logprobs": values.tobytes()}
+def _with_logprobs(run: Run, rows: Sequence[tuple[Sequence[int], Sequence[float]]]) -> Run:
+    values = array("f", [value for _, row in rows for value in row])
+    ids = pack_tokens([token for ids, _ in rows for token in ids])
+    return replace(run, logprob_ids=ids, logprobs=values.tobytes())
 
 
 def _engine_failure(detail: str) -> Failure:

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from dopd.engine.contract import Job
 from dopd.errors import BadRequest
+from dopd.policy.base import BudgetSpec
 from dopd_proto.request import Sampling
 from tests.engine_rig import Rig, job, prompt
 
@@ -102,6 +103,17 @@ async def test_a_schema_that_cannot_be_kept_to_is_refused_and_harms_nobody(a: Ri
         with pytest.raises(BadRequest):
             a.submit(sampled(prompt(10), (), 3, {"json_schema": schema}))
     assert (await a.one(job(prompt(10), 3))).end == "length"
+
+
+async def test_answers_by_schema_wait_at_the_gate_as_others_do(a: Rig) -> None:
+    await a.engine.set_budget(BudgetSpec("tests.budgets:AtMost", {"running": 1}))
+    try:
+        schemas = [json.dumps({"type": "object", "properties": {f"p{n}": {"type": "integer"}}}) for n in range(3)]
+        jobs = [sampled(prompt(20), (), 12, {"json_schema": schema}) for schema in schemas]
+        await a.run(*jobs, job(prompt(20), 3))
+        assert all(len(record.tokens) == 1 for record in await a.records_of(*jobs))
+    finally:
+        await a.engine.set_budget(None)
 
 
 async def test_logprobs_are_those_of_one_engine_and_come_with_their_tokens(a: Rig, b: Rig, alone: Rig) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dopd.engine.contract import EngineLoad, Job, JobOutput, OnOutput, StepRecord
 from dopd.engine.sim.core import SimCore
 from dopd.engine.sim.kvstore import KvStore
+from dopd.engine.sim.tokens import weighs
 from dopd.errors import BadRequest
 from dopd.perf.profile import Profile
 from dopd.policy import budget_from
@@ -77,6 +78,8 @@ class SimEngine:
         most = min(self.max_model_len, self._core.pool.total * self._core.profile.block_tokens)
         if not job.tokens or len(job.tokens) + job.max_new_tokens > most:
             raise BadRequest(f"{len(job.tokens)} input and {job.max_new_tokens} output tokens; the limit is {most}")
+        if weighs(job.sampling):
+            raise BadRequest("an emulated engine has no penalties, biases or schemas")
         self._looking[job.job_id] = job
         if arrival_s := self._core.profile.arrival_s:
             self._loop.call_at(self._runtime.loop_time(self._runtime.now() + arrival_s), self._look_up, job)

@@ -7,6 +7,8 @@ from array import array
 from hashlib import blake2b
 from zlib import crc32
 
+from dopd_proto.request import Sampling
+
 VOCABULARY = 32_000
 FIRST_TOKEN = 3  # 0, 1, 2 are left to padding, begin and end, as in most tokenizers
 _BYTES = [token.to_bytes(4, "little") for token in range(VOCABULARY)]
@@ -37,6 +39,12 @@ def logprobs(before: int, token: int, place: int, most: int) -> tuple[list[int],
     own, others = -(mixed % 64) / 64, VOCABULARY - FIRST_TOKEN
     ids = [FIRST_TOKEN + (token - FIRST_TOKEN + rank * 101) % others for rank in range(most)]
     return [token, *ids], [own, *(own - rank for rank in range(most))]
+
+
+def weighs(sampling: Sampling) -> bool:
+    """Whether some tokens are to be likelier than others, which a function of the prefix cannot do."""
+    penalties = sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1.0
+    return bool(penalties or sampling.logit_bias or sampling.json_schema)
 
 
 def next_key(previous: bytes, chunk: "array[int]") -> bytes:

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 LOOK_AHEAD = 2
 # Members of a batch whose fetch has not ended by then (their KV has no room beside the others') start later.
 FETCH_WAIT_S = 1.0
+_NEW = (RequestStatus.WAITING, RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR)
 
 
 @dataclass(slots=True)
@@ -97,7 +98,7 @@ class Admission:
 
     def _started(self, request: Any) -> bool:
         known = self._of(request)
-        if not known.group and (request.num_computed_tokens or request.status != RequestStatus.WAITING):
+        if not known.group and (request.num_computed_tokens or request.status not in _NEW):
             # Preempted, or fetching since before there was anything to police.
             known.group = Group(time.monotonic(), launched=True)
         return known.group is not None
