@@ -176,10 +176,16 @@ def test_a_second_up_says_that_one_is_running(cluster: Running) -> None:
 
 
 def test_every_service_has_sent_its_spans_to_the_collector(cluster: Running, sink: Sink) -> None:
-    services = {"gateway", "forecaster", "ratio-planner", "decode-worker"}  # w3 is one that has changed its role
-    assert wait_until(lambda: services <= {about["service.name"] for about in sink.resources}, 15.0), sink.resources
-    names = {span.name for span in sink.spans}
-    assert {"completion", "prefilling", "arrivals", "forecast", "decision", "accepting"} <= names
+    line = next(line for line in cluster.output.splitlines() if line.strip().startswith("curl "))
+    _, url, _, _, _, body = shlex.split(line)
+    assert httpx.post(url, content=body, timeout=30.0).status_code == 200
+    for role in ("prefill", "decode"):
+        assert dopd(cluster.state.root, "roles", "set", "w3", role, "--until", "drained").returncode == 0
+    assert dopd(cluster.state.root, "roles", "unpin", "w3").returncode == 0
+    services = {"gateway", "forecaster", "ratio-planner", "decode-worker"}
+    assert wait_until(lambda: services <= {about["service.name"] for about in sink.resources}), sink.resources
+    spans = {"completion", "prefilling", "arrivals", "forecast", "decision", "accepting", "drained"}
+    assert wait_until(lambda: spans <= {span.name for span in sink.spans}), {span.name for span in sink.spans}
 
 
 def test_every_service_has_written_json_and_nothing_else(cluster: Running) -> None:
