@@ -109,6 +109,25 @@ def test_decisions_keep_to_what_the_views_allow(policy: Policy, before: Any, tur
 
 @every_policy
 @properties
+@given(first=rounds, second=rounds)
+def test_only_differences_of_times_count(policy: Policy, first: Any, second: Any) -> None:
+    """A clock counts from wherever it likes: from a run's start, or from 1970."""
+    decided = []
+    for start_s in (0.0, 4096.0):
+        scheduler, dispatches = policy.scheduler(), []
+        state = scheduler.initial()
+        for number, turn in enumerate((first, second)):
+            queue, cluster = a_round(policy, *turn)
+            shifted = [replace(r, arrived_s=start_s + round(8 * r.arrived_s) / 8) for r in queue]
+            shifted = [replace(r, slo=Slo(round(8 * r.slo.ttft_s) / 8)) for r in shifted]
+            state, made, _ = scheduler.step(state, shifted, cluster, start_s + number)
+            dispatches.append(made)
+        decided.append(dispatches)
+    assert decided[0] == decided[1]
+
+
+@every_policy
+@properties
 @given(turn=rounds)
 def test_no_request_and_no_worker_bring_no_decision(policy: Policy, turn: Any) -> None:
     queue, cluster = a_round(policy, *turn)
