@@ -1,5 +1,6 @@
 """MessagePack in and out. A payload that is not what its subject promises is a `DecodeError`, never a crash."""
 
+import re
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -25,8 +26,18 @@ _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[tuple[type[Message], ...], Decoder] = {(Foreign,): _AsTheyAre()}
 
 
+_FIELD = re.compile(r"(?:unknown|required) field `([^`]{1,100})|`\$\.(\w{1,100})")
+_LONGEST = 500
+"""Characters of an error's text: it may quote what came, which may be megabytes."""
+
+
 class DecodeError(ValueError):
-    """The bytes are no message of the expected type; the text says what was wrong and where."""
+    """The bytes are no message of the expected type; the text says what was wrong and where, `param` in which field."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text[:_LONGEST])
+        named = _FIELD.search(text)
+        self.param = (named[1] or named[2]) if named else None
 
 
 def encode(message: Message) -> bytes:

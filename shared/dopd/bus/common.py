@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from dopd.bus import BusFault, Delivery
 from dopd.errors import BadRequest, BusClosed, BusError, PayloadTooLarge, RequestError, error_from
 from dopd_proto.base import Message
+from dopd_proto.codec import DecodeError
 from dopd_proto.request import Failure
 
 M = TypeVar("M", bound=Message)
@@ -81,13 +82,13 @@ class TaskSet:
 
 
 def refuse_undecodable(
-    subject: str, reply_to: str, error: Exception, send: Callable[[str, Message], None], faults: FaultBox
+    subject: str, reply_to: str, error: DecodeError, send: Callable[[str, Message], None], faults: FaultBox
 ) -> None:
     """Report bytes that are no message of their subject. One who waits for an answer gets it, instead of a time-out."""
     faults.report("decode", subject, str(error))
     if reply_to:
         with contextlib.suppress(BusClosed):
-            send(reply_to, BadRequest(f"the payload is no message for {subject}: {error}").failure())
+            send(reply_to, BadRequest(f"the payload is no message for {subject}: {error}", error.param).failure())
 
 
 async def end_task(task: asyncio.Task[Any], timeout_s: float = 1.0) -> bool:
