@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from dopd_gateway.likely import Likely
 from dopd_gateway.text import TextStream
 from dopd_gateway.tokenizer import Tokenizer
 from tests.text_side import TEXT, tiny_bpe, tiny_vocabulary
@@ -70,6 +71,31 @@ def test_text_and_token_counts_are_those_of_vllm() -> None:
         if not tiny_bpe().decode(case[0]).endswith("\ufffd"):
             compared += 1
             assert of_ours(case) == of_vllm(case, tokenizer), case
+
+
+def test_tokens_with_log_probabilities_have_the_names_of_vllm() -> None:
+    pytest.importorskip("vllm")
+    import numpy as np
+    from transformers import PreTrainedTokenizerFast
+    from vllm.v1.engine.logprobs import LogprobsProcessor
+    from vllm.v1.outputs import LogprobsLists
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tiny_bpe(), bos_token="<s>", eos_token="</s>")
+    rng, most = random.Random(1), 3
+    for _ in range(200):
+        # Single bytes, pieces of characters and words.
+        drawn = [rng.choice([rng.randrange(3, 400), *tiny_bpe().encode("漢🙂ä ß").ids]) for _ in range(12)]
+        rows = [[token, *rng.sample(range(400), most)] for token in drawn]
+        theirs = LogprobsProcessor(tokenizer, [], None, 0.0, most, None)
+        theirs._update_sample_logprobs(
+            LogprobsLists(np.array(rows), np.zeros((12, 1 + most), np.float32), np.ones(12, np.int64))
+        )
+        likely = Likely(tiny_vocabulary(), most)
+        ours = [each for row in rows for each in likely.named([(row, [0.0] * (1 + most))])]
+        for row, mine, their in zip(rows, ours, theirs.logprobs or [], strict=True):
+            names = {token: told.decoded_token for token, told in their.items()}
+            assert mine.token == names[row[0]]
+            assert [(top.token_id, top.token) for top in mine.top] == [(token, names[token]) for token in row[1:]]
 
 
 @pytest.mark.parametrize("add_bos_token", [None, False, True])

@@ -45,6 +45,9 @@ class Folded:
     def decode(self, tokens: Sequence[int], special: bool = True) -> str:
         return self._inner.decode([_folded(token) for token in tokens], special)
 
+    def name(self, token: int) -> str:
+        return self._inner.name(_folded(token))
+
     def stepper(self, prompt: Sequence[int]) -> Step:
         step = self._inner.stepper([_folded(token) for token in prompt])
         return lambda token: step(_folded(token))

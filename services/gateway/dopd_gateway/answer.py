@@ -9,13 +9,11 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from dopd.errors import RequestError
+from dopd_gateway.likely import Likely
 from dopd_gateway.stream import Piece, TokenStream
 from dopd_gateway.text import TextStream, Vocabulary
-from dopd_proto.asked import Asked, Chunk, Completion, FinishReason, TokenLogprob, TopLogprob, Usage
+from dopd_proto.asked import Asked, Chunk, Completion, FinishReason, Usage
 from dopd_proto.base import pack_tokens
-
-LEAST_LOGPROB = -9999.0
-"""JSON has no minus infinity; vLLM writes this in its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +41,7 @@ class Answer:
         self.request_id = stream.request_id
         self._request, self._stream, self._vocabulary = request, stream, vocabulary
         self._text = TextStream(vocabulary.stepper(prompt), request.stop, request.min_tokens)
+        self._likely = Likely(vocabulary, request.logprobs or 0)
         self._choice, self._echo = choice, echo
         self._count = self._chunks = 0
         self._over = False
@@ -112,23 +111,10 @@ class Answer:
             tokens=pack_tokens(tokens) if self._request.return_tokens else b"",
             choice=self._choice,
             finish_reason=end,
-            logprobs=self._logprobs(piece, len(tokens)) if piece.logprobs else (),
+            logprobs=self._likely.named(piece.logprobs[: len(tokens)]) if piece.logprobs else (),
         )
         self._chunks += 1
         return chunk
-
-    def _logprobs(self, piece: Piece, count: int) -> tuple[TokenLogprob, ...]:
-        most = self._request.logprobs or 0
-        made = []
-        for ids, values in piece.logprobs[:count]:
-            pairs = [(token, max(value, LEAST_LOGPROB)) for token, value in zip(ids, values, strict=True)]
-            top = tuple(TopLogprob(token=self._name(t), token_id=t, logprob=v) for t, v in pairs[1 : 1 + most])
-            token, own = pairs[0]
-            made.append(TokenLogprob(token=self._name(token), token_id=token, logprob=own, top=top))
-        return tuple(made)
-
-    def _name(self, token: int) -> str:
-        return self._vocabulary.decode((token,))
 
     def _completion(self, end: FinishReason, chunks: list[Chunk] | None = None) -> Completion:
         """The end; with the chunks it has all of the answer."""

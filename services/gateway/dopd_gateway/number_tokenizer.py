@@ -45,6 +45,9 @@ class NumberTokenizer:
     ) -> str:
         return self._template.text(messages, add_generation_prompt, extra, now_s)
 
+    def name(self, token: int) -> str:
+        return word_of(token)
+
     def stepper(self, prompt: Sequence[int]) -> Step:
         separator = " " if prompt else ""
 

@@ -30,6 +30,9 @@ class Vocabulary(Protocol):
     def decode(self, tokens: Sequence[int], special: bool = True) -> str:
         """The text of these ids; special tokens are text only with `special`."""
 
+    def name(self, token: int) -> str:
+        """The text of a token for itself, with the spaces that it begins with."""
+
     def stepper(self, prompt: Sequence[int]) -> Step:
         """A decoder of what follows the prompt; special tokens give no text."""
 

@@ -18,6 +18,7 @@ from dopd_gateway.text import Step
 
 _TEMPLATE = "chat_template.jinja"
 _FILES = ("tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json", _TEMPLATE)
+_SPACE = "\u2581"  # SentencePiece's
 # The first output token may complete a character of the prompt; decoding all of a long prompt for that costs 10 ms.
 _CONTEXT_TOKENS = 16
 
@@ -69,6 +70,13 @@ class Tokenizer:
 
     def decode(self, tokens: Sequence[int], special: bool = True) -> str:
         return self._inner.decode(tokens, skip_special_tokens=not special)
+
+    def name(self, token: int) -> str:
+        text = self._inner.decode((token,), skip_special_tokens=False)
+        # Decoding takes the space off a word that begins a text.
+        raw = self._inner.id_to_token(token) or ""
+        spaces = len(raw) - len(raw.lstrip(_SPACE))
+        return " " * spaces + text.lstrip(" ") if spaces else text
 
     def chat(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, extra: Mapping[str, Any], now_s: float

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from dopd.engine.contract import Job
+from dopd_gateway.likely import Likely
 from dopd_gateway.tokenizer import Tokenizer
 from dopd_proto.request import Sampling
 from tests.e2e.live import Live
@@ -73,11 +74,11 @@ async def test_a_chat_has_the_models_template_and_its_logprobs(clients: Live, al
     done = await alone.one(each)
     assert choice["token_ids"] == done.tokens
     rows = [row for output in alone.outputs[each.job_id] for row in output.logprobs]
-    content = choice["logprobs"]["content"]
-    assert [token["token"] for token in content] == [words.decode([token]) for token in done.tokens]
-    assert [token["logprob"] for token in content] == pytest.approx([values[0] for _, values in rows], abs=1e-3)
+    content, expected = choice["logprobs"]["content"], Likely(words, 2).named(rows)
+    assert [token["token"] for token in content] == [each.token for each in expected]
+    assert [token["logprob"] for token in content] == pytest.approx([each.logprob for each in expected], abs=1e-3)
     assert [[top["token"] for top in token["top_logprobs"]] for token in content] == [
-        [words.decode([token]) for token in ids[1:]] for ids, _ in rows
+        [top.token for top in each.top] for each in expected
     ]
 
 
