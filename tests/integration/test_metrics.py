@@ -1,6 +1,8 @@
 """Metrics of a whole emulated cluster in virtual time, against their table; and the operator port itself."""
 
 import asyncio
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -8,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
-from dopd.config import ClusterConfig, Config, GatewayConfig, PolicyConfig
+from dopd.config import ClusterConfig, Config, GatewayConfig, HttpConfig, PolicyConfig
 from dopd.engine.sim.tokens import VOCABULARY
 from dopd.errors import ConfigError, RequestError
 from dopd.obs.metric_table import METRICS, markdown
@@ -20,7 +22,9 @@ from dopd.worker import metrics as worker_metrics
 from dopd_forecaster import metrics as forecaster_metrics
 from dopd_gateway.api import TextGateway
 from dopd_gateway.http import create_app
-from dopd_gateway.metrics import GatewayMetrics, failures
+from dopd_gateway.http_connection import Room
+from dopd_gateway.http_server import HttpServer
+from dopd_gateway.metrics import GatewayMetrics, connections, failures
 from dopd_gateway.nats_api import NatsApi
 from dopd_gateway.number_tokenizer import NumberTokenizer
 from dopd_gateway.stream import Inbound
@@ -124,6 +128,8 @@ def ran() -> dict[str, Values]:
                 ROLES.at(), RolesRequest(action="set", worker_id="w3", role="prefill"), (RolesReply,), 20.0
             )
         cluster.buses["g1"].faults.report("slow_consumer", "dopd.v1.x", "a test")
+        room = Room(HttpConfig(), 10, open=3, held_bytes=512, refused=Counter(request_timeout=2), cut=1)
+        watched.of("g1").add(lambda: connections(room))
         cluster.workers["w1"].tally.refused["draining"] += 1
         cluster.forecaster.refused["late"] += 1
         await asyncio.sleep(15.0)
@@ -150,6 +156,7 @@ def test_every_exported_metric_is_in_the_table_and_every_one_of_the_table_is_exp
 
 def test_names_end_in_their_unit_and_counters_in_total() -> None:
     units = ("_seconds", "_requests", "_tokens", "_total", "_workers", "_ratio", "_per_second")
+    units += ("_connections", "_bytes")
     flags = ("_up", "_connected", "_leading", "_info", "_role", "_phase")
     for metric in METRICS:
         assert metric.name.endswith(units + flags), metric.name
@@ -234,6 +241,23 @@ def test_a_metric_that_is_not_in_the_table_is_an_error() -> None:
         metrics.page()
 
 
+async def test_connections_that_a_limit_ends_are_counted() -> None:
+    async def app(scope: object, receive: object, send: object) -> None:
+        raise AssertionError("no request is complete")
+
+    server = HttpServer(app, "127.0.0.1", 0, HttpConfig(header_timeout_s=0.1))
+    await server.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"GET /v1/models HTTP/1.1\r\n")
+    async with asyncio.timeout(20.0):
+        assert (await reader.read()).startswith(b"HTTP/1.1 408")
+    shown = {labels: value for name, labels, value in connections(server.room) if name == "dopd_http_refused_total"}
+    assert shown == {("request_timeout",): 1, ("",): 0}
+    writer.close()
+    await writer.wait_closed()
+    await server.stop()
+
+
 # --- the port ---------------------------------------------------------------------------------------------------------
 
 
@@ -270,6 +294,8 @@ async def test_what_is_no_request_harms_nobody(port: str, sent: bytes) -> None:
     async with asyncio.timeout(20.0):
         assert b"200 OK" not in await reader.read()
     writer.close()
+    with suppress(ConnectionError):
+        await writer.wait_closed()
     async with httpx.AsyncClient(base_url=port) as client:
         assert (await client.get("/metrics")).status_code == 200
 

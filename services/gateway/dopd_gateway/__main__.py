@@ -11,7 +11,7 @@ from dopd_gateway.api import TextGateway
 from dopd_gateway.discovery import Discovery
 from dopd_gateway.http import create_app
 from dopd_gateway.http_server import HttpServer
-from dopd_gateway.metrics import GatewayMetrics, failures
+from dopd_gateway.metrics import GatewayMetrics, connections, failures
 from dopd_gateway.nats_api import NatsApi
 from dopd_gateway.number_tokenizer import NumberTokenizer
 from dopd_gateway.over import OnEnded, all_of, log_ended
@@ -59,6 +59,7 @@ async def serve(ctx: ServiceContext) -> None:
     ctx.metrics.add(lambda: failures("nats", nats.failures))
     ctx.metrics.add(lambda: failures("http", app.state.failures))
     http = HttpServer(app, config.gateway.host, config.gateway.port, config.http)
+    ctx.metrics.add(lambda: connections(http.room))
     await gateway.start()
     await nats.start()
     await found.start()

@@ -8,8 +8,9 @@ exceeds a limit gets an answer in OpenAI's shape where one can still be written,
 import asyncio
 import socket
 import struct
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from uvicorn.config import Config
@@ -35,12 +36,15 @@ _NO_LINGER = struct.pack("ii", 1, 0)
 @dataclass
 class Room:
     """What all connections of a server share: the limits, how many are open, those about to be closed among them, and
-    the bytes held of requests that are not complete."""
+    the bytes held of requests that are not complete. `refused` and `cut` count connections that were ended by a limit:
+    with an answer, by its code, and without one."""
 
     config: HttpConfig
     max_connections: int
     open: int = 0
     held_bytes: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    cut: int = 0
 
     def protocol(self) -> Callable[..., "GuardedConnection"]:
         """What uvicorn calls for each connection."""
@@ -70,7 +74,7 @@ class GuardedConnection(HttpToolsProtocol):
         super().connection_made(transport)
         self._room.open += 1
         if self._room.open > self._room.max_connections + AT_THE_DOOR:
-            self._cut()
+            self._cut_counted()
         # One too many is told so once it has sent something: a client looks for an answer only then.
         self._crowded = len(self.connections) > self._room.max_connections
         self._watch(_LINGER_S if self._crowded else self._limits.header_timeout_s, self._head_overdue)
@@ -168,7 +172,7 @@ class GuardedConnection(HttpToolsProtocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._unread is None:
-            self._unread = self.loop.call_later(self._limits.write_timeout_s, self._cut)
+            self._unread = self.loop.call_later(self._limits.write_timeout_s, self._cut_counted)
 
     def resume_writing(self) -> None:
         if self._unread is not None:
@@ -243,8 +247,10 @@ class GuardedConnection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self._answering():
+            self._room.cut += 1
             self._close()
         else:
+            self._room.refused[code] += 1
             failure = Failure(code=code, message=message, status=status, retryable=retryable)
             self.transport.write(_last_answer(failure))
             self.transport.write_eof()
@@ -268,6 +274,11 @@ class GuardedConnection(HttpToolsProtocol):
         if not self._lost:
             self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
             self.transport.abort()
+
+    def _cut_counted(self) -> None:
+        """A limit was exceeded, and there is nobody to tell."""
+        self._room.cut += not self._lost
+        self._cut()
 
     def _cut_unread(self, timeout_s: float) -> None:
         """A connection that is closed stays for as long as its client does not read what is left."""

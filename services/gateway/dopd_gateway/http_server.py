@@ -40,7 +40,7 @@ class HttpServer:
     ) -> None:
         self._host, self.port = host, port
         limits = limits or HttpConfig()
-        room = Room(limits, connections_for(limits.max_connections))
+        room = self.room = Room(limits, connections_for(limits.max_connections))
         self._server = _Server(
             uvicorn.Config(
                 app,

@@ -11,6 +11,7 @@ from typing import get_args
 from dopd.errors import RequestError
 from dopd.obs.metric_table import Sample
 from dopd_gateway.core import End, Request
+from dopd_gateway.http_connection import Room
 from dopd_gateway.service import Gateway
 from dopd_proto.base import Role
 
@@ -80,6 +81,15 @@ def failures(api: str, counts: Mapping[str, int]) -> Iterator[Sample]:
     """Answers that were an error, of the API `http` or `nats`."""
     for code, count in counts.items():
         yield "dopd_error_answers_total", (api, code), count
+
+
+def connections(room: Room) -> Iterator[Sample]:
+    """Of the public HTTP port."""
+    yield "dopd_http_connections", (), room.open
+    yield "dopd_http_held_bytes", (), room.held_bytes
+    for code, count in room.refused.items():
+        yield "dopd_http_refused_total", (code,), count
+    yield "dopd_http_refused_total", ("",), room.cut
 
 
 def _workers(gateway: Gateway) -> Iterator[Sample]:

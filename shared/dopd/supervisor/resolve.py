@@ -46,6 +46,10 @@ def resolve(config: Config, console: Console, demo: bool, env: Mapping[str, str]
             console.line(f"port {NATS_PORT} is taken, the broker uses {port} (cluster.nats_url names a running one)")
         cluster = replace(cluster, nats_url=f"nats://127.0.0.1:{port}")
     # Many processes on one machine cannot share a port: each takes a free one.
+    if config.observability.operator_port:
+        console.line(
+            "observability.operator_port is for a service by itself; here each takes a free port (dopd status)"
+        )
     observability = replace(config.observability, operator_port=0)
     chosen = replace(config, engine=engine, cluster=cluster, gateway=gateway, observability=observability)
     return _share_cards(chosen, console)
