@@ -29,6 +29,8 @@ from dopd_proto.subjects import ARRIVALS, DECISIONS, FORECAST, GATEWAY_STATE, OU
 from dopd_proto.telemetry import ArrivalWindow, Forecast, GatewayState, OutcomeWindow, WorkerState
 
 CONNECT_S, ANSWER_S, ASK_EVERY_S = 2.0, 1.0, 2.0
+FIRST_S = 1.0
+"""The first live frame waits so long for a worker and the planner, instead of saying that there is none."""
 DECISIONS_ASKED = 50
 
 
@@ -138,6 +140,10 @@ async def _once(sight: Sight, runtime: Runtime, console: Console, url: str, list
 
 async def _live(bus: Bus, sight: Sight, runtime: Runtime, console: Console, url: str, every_s: float) -> None:
     """Draw until Ctrl-C, and at once when the terminal changes its size."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(FIRST_S):
+            while not sight.workers or sight.decisions is None:  # noqa: ASYNC110 - who fills it in sets no event
+                await asyncio.sleep(0.02)
     stop, resized = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
