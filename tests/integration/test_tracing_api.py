@@ -82,13 +82,13 @@ def test_a_stream_has_the_timeline_in_its_last_event_only(options: dict[str, Any
     serving(test)
 
 
-def test_a_stop_string_ends_the_timeline_where_it_stands() -> None:
+def test_a_stop_string_ends_the_timeline_as_any_other_end_does() -> None:
     async def test(client: httpx.AsyncClient, _: MemoryBus) -> None:
         free = (await client.post("/v1/completions", json={**BODY, "max_tokens": 40})).json()["choices"][0]["text"]
         word = free.split()[3]
         body = {**BODY, "max_tokens": 40, "stop": word}
         got = (await client.post("/v1/completions", json=body, headers=ASK)).json()
-        assert got["choices"][0]["finish_reason"] == "stop" and got["timeline"][-1][0] == "decoding"
+        assert got["choices"][0]["finish_reason"] == "stop" and got["timeline"][-1][0] == "finished"
 
     serving(test)
 
