@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from dopd_gateway.limits import MAX_STOP_STRINGS, RANGES
+from dopd_gateway.limits import LONGEST_S, MAX_CHOICES, MAX_STOP_STRINGS, RANGES
 from dopd_gateway.openai_parse import CHAT, COMPLETION, LABELS, STREAM_OPTIONS, Form
 from dopd_gateway.tokenize_forms import Detokenize, Tokenize, TokenizeChat
 
@@ -20,7 +20,7 @@ _ERRORS = {
     504: "the deadline has passed",
 }
 _HEADERS = {
-    "x-request-timeout-ms": {"type": "number", "exclusiveMinimum": 0},
+    "x-request-timeout-ms": {"type": "number", "exclusiveMinimum": 0, "maximum": LONGEST_S * 1000},
     "x-slo-ttft-ms": {"type": "number", "exclusiveMinimum": 0},
     "x-slo-tpot-ms": {"type": "number", "exclusiveMinimum": 0},
     "x-priority": {"type": "integer"},
@@ -41,6 +41,28 @@ _ERROR_SCHEMA = {
                 "code": {"type": "string"},
             },
         }
+    },
+}
+_TEXT = {"type": "string", "minLength": 1}
+_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_SEVERAL = {"type": "array", "items": {"anyOf": [_TEXT, _IDS]}, "minItems": 1, "maxItems": MAX_CHOICES}
+_PROMPT = {"anyOf": [_TEXT, _IDS, _SEVERAL]}
+_PART = {
+    "type": "object",
+    "required": ["type", "text"],
+    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+}
+_MESSAGES = {
+    "type": "array",
+    "minItems": 1,
+    "items": {
+        "type": "object",
+        "required": ["role"],
+        "properties": {
+            "role": _TEXT,
+            "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": _PART}, {"type": "null"}]},
+            "name": {"type": ["string", "null"]},
+        },
     },
 }
 
@@ -67,6 +89,8 @@ def body_schema(form: Form, model: str) -> dict[str, Any]:
     fields |= {name: {"enum": [value, None]} for name, value in form.no_ops.items()}
     fields |= {label: {} for label in sorted(LABELS)}
     fields["model"] = {"const": model}
+    if form is COMPLETION:
+        fields["prompt"] = _PROMPT
     fields["stop"] = _or_null({"anyOf": [
         {"type": "string", "minLength": 1},
         {"type": "array", "items": {"type": "string", "minLength": 1}, "maxItems": MAX_STOP_STRINGS},
@@ -75,6 +99,7 @@ def body_schema(form: Form, model: str) -> dict[str, Any]:
     fields["logit_bias"] = _or_null({"type": "object", "additionalProperties": biases})
     fields["stream_options"] = _or_null(_stream_options())
     if form is CHAT:
+        fields["messages"] = _MESSAGES
         fields["max_completion_tokens"] = fields["max_tokens"]
         fields["top_logprobs"] = fields["logprobs"]
         fields["logprobs"] = {"type": ["boolean", "null"]}
@@ -123,7 +148,9 @@ def _operations(model: str) -> tuple[dict[str, tuple[dict[str, Any], str]], dict
 
 def _plain(kind: type[msgspec.Struct], model: str) -> dict[str, Any]:
     schema: dict[str, Any] = msgspec.json.schema_components([kind])[1][kind.__name__]
-    return schema | {"properties": schema["properties"] | {"model": {"const": model}}}
+    known = {"model": {"const": model}, "tokens": {**_IDS, "minItems": 0}, "messages": _MESSAGES}
+    properties = schema["properties"]
+    return schema | {"properties": properties | {name: known[name] for name in known.keys() & properties.keys()}}
 
 
 def _post(schema: dict[str, Any], answer: str, path: str) -> dict[str, Any]:
