@@ -22,6 +22,7 @@ COMMANDS = {
     "compare": ("dopd_loadgen.compare.command:main", "compare policies on the same arrivals in virtual time"),
     "whatif": ("dopd_loadgen.compare.whatif:main", "replay a load in virtual time: what would the planner decide?"),
     "forecast": ("dopd_loadgen.forecasting.command:main", "back-test the forecaster's models on a trace"),
+    "spans": ("dopd_loadgen.span_view:main", "make one file for ui.perfetto.dev of spans that were exported to files"),
     "config": ("dopd.cli:config", "print the resolved configuration"),
     "clean": ("dopd.supervisor.down:clean", "remove the state that `dopd up` keeps between runs"),
 }

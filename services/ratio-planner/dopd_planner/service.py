@@ -180,7 +180,7 @@ class RatioPlanner:
             if self.wishes.is_done(wish, states.get(change.worker_id), self._runtime.now()):
                 continue
             assert self._lease is not None, "only a leader compares"
-            self.wishes.add(replace(wish, epoch=self._next_epoch(self._lease)))
+            self.wishes.add(replace(wish, epoch=self._next_epoch(self._lease)), self._runtime.now())
             self._log.info("role_change_resumed", worker_id=wish.worker_id, role=wish.role)
         self._under_way = []
 
@@ -260,7 +260,7 @@ class RatioPlanner:
                 reason=record.reason, decision_id=wish.decision_id,
             )  # fmt: skip
             if not self._config.dry_run:
-                self._command(self.wishes.add(wish))
+                self._command(self.wishes.add(wish, self._runtime.now()))
         return wishes
 
     def _record(self, why: str, plan: Plan | None, changes: tuple[Change, ...]) -> DecisionRecord:

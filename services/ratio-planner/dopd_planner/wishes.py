@@ -45,12 +45,12 @@ class Wishes:
         self._open.clear()
         self._draining.clear()
 
-    def add(self, wish: Wish) -> Wish:
+    def add(self, wish: Wish, now_s: float) -> Wish:
         """To be commanded until read back; the wish with its own span, which ends then."""
         about = {"dopd.worker_id": wish.worker_id, "dopd.role": wish.role, "dopd.epoch": wish.epoch}
         if wish.worker_id in self._open:
-            self._spans.pop(wish.worker_id).end(wish.sent_s, "superseded")
-        span = begin(self._tracing, Begun("command", wish.sent_s, about), wish.traceparent)
+            self._spans.pop(wish.worker_id).end(now_s, "superseded")
+        span = begin(self._tracing, Begun("command", now_s, about), wish.traceparent)
         wish = replace(wish, traceparent=span.traceparent)
         self._open[wish.worker_id], self._spans[wish.worker_id] = wish, span
         return wish

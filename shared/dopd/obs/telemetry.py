@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dopd.obs.log import get_logger
+from dopd.obs.span_file import SCHEME, SpanFile
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -89,7 +90,8 @@ class Tracing:
 
     @classmethod
     def from_environment(cls, service: str, instance: str, now: Callable[[], float]) -> "Tracing | None":
-        """None without an endpoint, or where `OTEL_SDK_DISABLED` or `OTEL_TRACES_EXPORTER=none` turns it off.
+        """None without an endpoint (a URL, or `file:` and a folder), or where `OTEL_SDK_DISABLED` or
+        `OTEL_TRACES_EXPORTER=none` turns it off.
 
         The sampler is that of `OTEL_TRACES_SAMPLER` (default: all, and as the caller decided for its own). `now` is
         the clock that spaces the log lines, in seconds.
@@ -98,6 +100,9 @@ class Tracing:
         off = off or os.environ.get("OTEL_TRACES_EXPORTER", "").strip().lower() == "none"
         if off or not any(os.environ.get(name) for name in ENDPOINTS):
             return None
+        endpoint = next(value for name in ENDPOINTS if (value := os.environ.get(name)))
+        if endpoint.startswith(SCHEME):
+            return cls(service, instance, _filed(SpanFile(endpoint, service, instance)), now)
         from opentelemetry.exporter.otlp.proto.http import trace_exporter
 
         # It logs every try of every batch; `_Watched` says what there is to say.
@@ -176,6 +181,21 @@ class _Watched:
 
     def shutdown(self) -> None:
         self._exporter.shutdown()
+
+
+def _filed(file: SpanFile) -> Any:
+    """An exporter to a file."""
+    from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+    class Filed(SpanExporter):
+        def export(self, spans: Sequence[Any]) -> SpanExportResult:
+            try:
+                file.write(spans)
+            except OSError:
+                return SpanExportResult.FAILURE
+            return SpanExportResult.SUCCESS
+
+    return Filed()
 
 
 def _nano(at_s: float) -> int:
