@@ -230,6 +230,7 @@ async def test_several_streamed_answers_tell_which_event_is_whose() -> None:
         assert [choice["finish_reason"] for choice in mine] == [None] * (len(mine) - 1) + ["length"]
     assert done == "[DONE]" and usage["usage"]["completion_tokens"] == 3 * len(ids_of(SAID))
     assert len({event["id"] for event in events}) == 1
+    assert [event["usage"]["completion_tokens"] for event in events] == list(range(1, 3 * len(ids_of(SAID)) + 1))
 
 
 @pytest.mark.parametrize("stream", [False, True])

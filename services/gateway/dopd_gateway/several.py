@@ -28,7 +28,8 @@ class Several:
         """Parts of all until the last one has an end. Raises RequestError when one fails."""
         reading = [asyncio.create_task(self._read(answer)) for answer in self._answers]
         ends: dict[int, Completion] = {}
-        chunks = tokens = 0
+        tokens = [0] * len(self._answers)
+        chunks = 0
         try:
             while True:
                 part = await self._parts.get()
@@ -36,13 +37,11 @@ class Several:
                     raise part
                 chunk = replace(part.chunk, request_id=self.request_id, seq=chunks)
                 chunks += 1
-                if part.end is None:
-                    yield Part(chunk, None, tokens + part.so_far)
-                    continue
-                ends[chunk.choice] = part.end
-                tokens += part.so_far
+                tokens[chunk.choice] = part.so_far
+                if part.end is not None:
+                    ends[chunk.choice] = part.end
                 over = len(ends) == len(self._answers)
-                yield Part(chunk, self._completion(ends, chunks) if over else None, tokens)
+                yield Part(chunk, self._completion(ends, chunks) if over else None, sum(tokens))
                 if over:
                     return
         finally:

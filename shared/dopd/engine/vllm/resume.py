@@ -13,6 +13,7 @@ prompt takes more than one step: on a CPU vLLM would die of them.
 from typing import Any
 
 import torch
+from vllm.v1.sample import sampler
 from vllm.v1.structured_output import StructuredOutputManager
 from vllm.v1.worker import gpu_input_batch, gpu_model_runner
 
@@ -32,20 +33,32 @@ def made_of(sampling_params: Any) -> list[int]:
     return made
 
 
-def tell_runner(output: Any, requests: Any) -> None:
-    """Have the model runner see what was made before as output, in a `SchedulerOutput` on its way there."""
-    for new in output.scheduled_new_reqs:
-        made = made_of(new.sampling_params)
-        if made:
-            # A copy: the scheduler counts lengths from the job's begin, the runner from the prompt's end.
-            new.sampling_params = new.sampling_params.clone()
-            new.sampling_params.min_tokens += len(made)
-            new.prompt_token_ids = new.prompt_token_ids[: -len(made)]
-    cached = output.scheduled_cached_reqs
-    for place, request_id in enumerate(cached.req_ids):
-        request = requests.get(request_id)
-        if request is not None and request.sampling_params.extra_args:
-            cached.num_output_tokens[place] += len(made_of(request.sampling_params))
+class Resumed:
+    """The requests of a scheduler that bring output along."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, int] = {}
+
+    def arrive(self, request: Any) -> None:
+        if made := made_of(request.sampling_params):
+            self._made[request.request_id] = len(made)
+
+    def leave(self, request: Any) -> None:
+        self._made.pop(request.request_id, None)
+
+    def tell_runner(self, output: Any) -> None:
+        """Have the model runner see what was made before as output, in a `SchedulerOutput` on its way there."""
+        if not self._made:
+            return
+        for new in output.scheduled_new_reqs:
+            if made := self._made.get(new.req_id):
+                # A copy: the scheduler counts lengths from the job's begin, the runner from the prompt's end.
+                new.sampling_params = new.sampling_params.clone()
+                new.sampling_params.min_tokens += made
+                new.prompt_token_ids = new.prompt_token_ids[:-made]
+        cached = output.scheduled_cached_reqs
+        for place, request_id in enumerate(cached.req_ids):
+            cached.num_output_tokens[place] += self._made.get(request_id, 0)
 
 
 class _Seeded(torch.Generator):
@@ -96,5 +109,14 @@ def _compile_and_follow(manager: Any, request: Any) -> Any:
     return grammar
 
 
+def _no_ranks(logprobs: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """In place of the ranks of drawn tokens, which nobody here asks for.
+
+    vLLM compiles a kernel for them when the first request wants log-probabilities: 8 s on a CPU, for all requests.
+    """
+    return torch.zeros(logprobs.shape[0], dtype=torch.int64, device=logprobs.device)
+
+
+sampler.batched_count_greater_than = _no_ranks
 gpu_model_runner.CachedRequestState = _State
 StructuredOutputManager._create_grammar = _compile_and_follow

@@ -22,7 +22,7 @@ from vllm.v1.request import RequestStatus
 from dopd.engine.vllm.admission import Admission
 from dopd.engine.vllm.connector import HEALTH
 from dopd.engine.vllm.hiding import hidden
-from dopd.engine.vllm.resume import tell_runner
+from dopd.engine.vllm.resume import Resumed
 from dopd.engine.vllm.step_view import decoding, job_of
 from dopd.policy import budget_from
 from dopd.policy.base import BudgetSpec, StepLimit
@@ -46,6 +46,7 @@ class PolicyScheduler(AsyncScheduler):
         # Limits go below this, never above: buffers were made for it.
         self.ceiling: int = self.max_num_scheduled_tokens
         self._admission = Admission(self)
+        self._resumed = Resumed()
         self._records: deque[Record] = deque(maxlen=RECORDS)
         self._steps = 0
         self._empty = False
@@ -87,10 +88,12 @@ class PolicyScheduler(AsyncScheduler):
 
     def add_request(self, request: Any) -> None:
         self._admission.arrive(request)
+        self._resumed.arrive(request)
         super().add_request(request)
 
     def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         self._admission.leave(request)
+        self._resumed.leave(request)
         return super()._free_request(request, *args, **kwargs)
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
@@ -102,7 +105,7 @@ class PolicyScheduler(AsyncScheduler):
             with self._limited(limit), hidden((self.waiting, self.kv_holding_waiting), shown, self._admission.order):
                 output = super().schedule(*args, **kwargs)
         self._record(output.num_scheduled_tokens, decodes)
-        tell_runner(output, self.requests)
+        self._resumed.tell_runner(output)
         return output
 
     def _update_from_kv_xfer_finished(self, kv_connector_output: Any) -> None:
