@@ -146,6 +146,7 @@ _WRONG_MESSAGES: tuple[tuple[Any, str], ...] = (
     ({"role": "user", "content": [{"type": "text", "text": 5}]}, "content"),
     ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "content"),
     ({"role": "user", "content": "x", "name": 5}, "name"),
+    ({"role": "user", "content": "x", "name": []}, "name"),
     ({"role": "user", "content": "x", "audio": {"id": "x"}}, "audio"),
     ({"role": "assistant", "tool_calls": [{"id": "x"}]}, "tool_calls"),
 )

@@ -72,7 +72,7 @@ def test_what_keeps_to_the_document_is_understood_and_what_does_not_is_refused(
         seen[answer.status_code] += 1
         assert str(answer.status_code) in answers and answer.status_code < 500, answer.text
         if answer.status_code == 200:
-            assert mode is GenerationMode.POSITIVE, f"served though {case.meta}"
+            assert mode is GenerationMode.POSITIVE, f"served: {case.body!r:.500} {case.headers!r:.500}"
             assert answer.headers["content-type"].partition(";")[0] in answers["200"]["content"]
             assert "[DONE]" in answer.text or isinstance(json.loads(answer.text), dict)
         else:

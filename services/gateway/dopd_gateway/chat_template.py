@@ -74,7 +74,7 @@ def checked(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 def _message(place: int, message: Mapping[str, Any]) -> dict[str, str]:
     where = f"messages[{place}]"
     # A client that sends an answer back sends empty fields with it.
-    given = {key: value for key, value in message.items() if value is not None and value != []}
+    given = {key: value for key, value in message.items() if value is not None and (value != [] or key in _KEYS)}
     for key in given:
         if key not in _KEYS:
             raise BadRequest(f"{where} has a field {str(key)[:100]!r} that is not supported", f"{where}.{key}"[:120])

@@ -24,7 +24,7 @@ _HEADERS = {
     "x-slo-ttft-ms": {"type": "number", "exclusiveMinimum": 0},
     "x-slo-tpot-ms": {"type": "number", "exclusiveMinimum": 0},
     "x-priority": {"type": "integer"},
-    "x-request-id": {"type": "string", "maxLength": 128},
+    "x-request-id": {"type": "string"},
     "traceparent": {"type": "string"},
 }
 _ERROR_SCHEMA = {
