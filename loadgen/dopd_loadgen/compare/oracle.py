@@ -2,12 +2,12 @@
 
 Consumes a contender, a setting, a schedule; produces a `Run`. Every static split is simulated whole first. Then, at the
 start of each window, a child process is forked for each ratio: the virtual loop touches no file and no thread, so a
-fork is an exact copy of the cluster and of its future. The child takes the ratio, goes on for `horizon_s` on the true
+fork is an exact copy of the cluster and of its future. The child takes the ratio, goes on for a horizon on the true
 arrivals, and reports how many requests missed their targets by then; the parent goes on with the best.
 
-The better of that run and the best static one is the result, so it is never worse than any static split. Holding a
-ratio for a horizon and not to the end is what makes it follow the load: a ratio that is right for five minutes is
-mostly wrong for the hour. What it is not: the best plan there is, which would need every sequence of ratios.
+That is done with a horizon of one window, which follows the load closest, and with one of two, which sees what a ratio
+leaves behind for the next. The best of these runs and the static ones is the result, so it is never worse than any
+static split. What it is not: the best plan there is, which would need every sequence of ratios.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from dopd_loadgen.compare import ground, ratio
 from dopd_loadgen.compare.model import Contender, Setting
 from dopd_loadgen.compare.tally import Enough, Tally
 from dopd_loadgen.model import Planned, Run
-from dopd_loadgen.sim import Stage, simulate
+from dopd_loadgen.sim import Simulation, Stage, simulate
 
 LOOK_DEADLINE_S = 900.0
 """Real time that one child may take."""
@@ -38,10 +38,13 @@ FLUSH_S, ORPHAN_S = 0.01, 5.0
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How far the oracle looks: at the start of each window, and for how long it tries each ratio, in seconds."""
+    """How far the oracle looks: at the start of each window, and for how long it tries each ratio, in seconds.
+
+    `horizon_s` 0 stands for two runs, of one and of two windows.
+    """
 
     window_s: float = 60.0
-    horizon_s: float = 120.0
+    horizon_s: float = 0.0
 
     @classmethod
     def of(cls, params: Mapping[str, float]) -> "Look":
@@ -50,14 +53,20 @@ class Look:
         if unknown := params.keys() - known:
             raise ConfigError("--policies", "oracle-ratio", f"does not know {', '.join(unknown)}; {', '.join(known)}")
         look = cls(**params)
-        if not 0 < look.window_s <= look.horizon_s:
+        if not 0 < look.window_s <= min(look.horizons_s):
             raise ConfigError("--policies", "oracle-ratio", "window_s must be above 0, and horizon_s no shorter")
         return look
 
     @property
+    def horizons_s(self) -> tuple[float, ...]:
+        """One run is made with each."""
+        return (self.horizon_s,) if self.horizon_s else (self.window_s, 2 * self.window_s)
+
+    @property
     def note(self) -> str:
         """In words."""
-        return f"every {self.window_s:g} s the ratio with the fewest misses over the next {self.horizon_s:g} s"
+        horizons = " or ".join(f"{horizon_s:g}" for horizon_s in self.horizons_s)
+        return f"every {self.window_s:g} s the ratio with the fewest misses over the next {horizons} s"
 
 
 class Outlook(msgspec.Struct, frozen=True, order=True):
@@ -74,18 +83,26 @@ def run(
     if threading.active_count() > 1:
         raise LoadError(contender.name, "forks, and there are other threads; run it in a process of its own")
     split, fewest, best = _best_static(contender, setting, schedule, seed, span_s)
-    if not fewest:
-        return replace_label(best, contender)
-    tally = ground.tally_of(setting, span_s, fewest - 1)
-    start = _with_split(contender, split)
-    watcher = _Watcher(setting.workers, look, span_s, tally)
-    what = replace(ground.simulation(start, setting, seed, span_s), watch=tally, beside=watcher.decide)
+    start = ground.simulation(_with_split(contender, split), setting, seed, span_s)
+    for horizon_s in look.horizons_s:
+        if not fewest:
+            break
+        tally = ground.tally_of(setting, span_s, fewest - 1)
+        watcher = _Watcher(setting.workers, look.window_s, horizon_s, span_s, tally)
+        moved = _moved(watcher, schedule, replace(start, watch=tally, beside=watcher.decide))
+        if moved is not None:
+            fewest, best = tally.missed, ground.measured(moved, setting)
+    return msgspec.structs.replace(best, label=contender.name)
+
+
+def _moved(watcher: "_Watcher", schedule: Sequence[Planned], what: Simulation) -> Run | None:
+    """The run with the ratios of the watcher; None when it is no better than the best known."""
     try:
         made = simulate(schedule, what)
         watcher.report_as_child()
-        return ground.measured(made, setting)
+        return made
     except Enough:
-        return replace_label(best, contender)
+        return None
     finally:
         watcher.end_as_child()
 
@@ -112,16 +129,12 @@ def _with_split(contender: Contender, split: tuple[int, int]) -> Contender:
     return replace(contender, policy=policy, prefill=split[0], decode=split[1])
 
 
-def replace_label(run: Run, contender: Contender) -> Run:
-    """The same run under the oracle's name."""
-    return msgspec.structs.replace(run, label=contender.name)
-
-
 class _Watcher:
     """Decides beside the load. In a child it plays one ratio, reports, and ends the process."""
 
-    def __init__(self, workers: int, look: Look, span_s: float, tally: Tally) -> None:
-        self._workers, self._look, self._span_s, self._tally = workers, look, span_s, tally
+    def __init__(self, workers: int, window_s: float, horizon_s: float, span_s: float, tally: Tally) -> None:
+        self._workers, self._span_s, self._tally = workers, span_s, tally
+        self._window_s, self._horizon_s = window_s, horizon_s
         self._parent = os.getpid()
         self._answer = -1
 
@@ -144,7 +157,7 @@ class _Watcher:
                 if outlook is not None and outlook < best:
                     chosen, best = split, outlook
             ratio.take(stage.cluster, bus, chosen)
-            start_s += self._look.window_s
+            start_s += self._window_s
 
     async def _tried(self, stage: Stage, bus: Any, split: tuple[int, int], best: Outlook | None) -> Outlook | None:
         """What the ratio comes to; None when it has more misses than the best."""
@@ -174,7 +187,7 @@ class _Watcher:
         self._tally.enough = lambda missed: self._report(None)
         now_s = stage.cluster.runtime.now()
         ratio.take(stage.cluster, bus, split)
-        end_s = now_s + self._look.horizon_s
+        end_s = now_s + self._horizon_s
         while (left_s := end_s - stage.cluster.runtime.now()) > 0:
             await asyncio.sleep(min(ORPHAN_S, left_s))
             if os.getppid() != self._parent:

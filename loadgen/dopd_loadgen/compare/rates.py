@@ -13,6 +13,8 @@ LEAST, MOST = 2.0**-6, 2.0**10
 ALL_WELL, KNEE, HALF = 0.99, 0.90, 0.50
 SAME = 0.005
 """Attainment that rises by less than this when the rate is halved will not rise any more."""
+HOPELESS = 0.05
+"""Below this a lack of change says nothing: far beyond the range everything is near 0."""
 NEAR = 1.3
 """Ends of the range are known to this factor."""
 RATES = 7
@@ -112,4 +114,6 @@ def _low_enough(probed: Attained) -> bool:
     rates = sorted(probed)
     if probed[rates[0]] >= ALL_WELL:
         return True
-    return len(rates) > 2 and abs(probed[rates[0]] - probed[rates[1]]) < SAME and rates[0] < 0.5
+    if len(rates) <= 2 or rates[0] >= 0.5 or 0 < probed[rates[0]] < HOPELESS:
+        return False
+    return abs(probed[rates[0]] - probed[rates[1]]) < SAME
