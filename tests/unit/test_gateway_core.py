@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from dopd.slo import Slo
 from dopd_gateway import core
 from dopd_gateway.core import Request, Taken
+from dopd_gateway.lengths import Lengths
 from dopd_gateway.stream import Inbound
 from dopd_proto.base import pack_tokens, unpack_tokens
 from dopd_proto.request import BatchTag, DecodeWork, PrefillWork, Run, Sampling, Segment
@@ -126,7 +127,7 @@ def test_the_view_counts_what_is_left() -> None:
     request = a_request(most=10)
     request.output += [50, 51]
     request.kv_tokens = 4
-    seen = core.view(request)
+    seen = core.view(request, Lengths())
     assert (seen.isl_tokens, seen.uncached_tokens, seen.kv_tokens, seen.max_new_tokens) == (5, 1, 4, 8)
     assert (seen.osl_tokens, seen.priority, seen.arrived_s) == (8.0, -2, 0.0)  # policies: the highest first
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dopd.policy.base import RequestView
+from dopd_gateway.lengths import Lengths
 from dopd_gateway.stream import Inbound, Piece
 from dopd_gateway.timeline import Place, Timeline
 from dopd_proto.base import pack_tokens, unpack_tokens
@@ -148,15 +149,16 @@ def stored_tokens(request: Request, end: RunEnd) -> int:
     return request.kv_tokens
 
 
-def view(request: Request) -> RequestView:
+def view(request: Request, lengths: Lengths) -> RequestView:
     """The request as the policy sees it."""
     inbound, left = request.inbound, request.inbound.sampling.max_tokens - len(request.output)
+    osl_tokens, osl_std_tokens = lengths.to_come(len(request.output), left)
     return RequestView(
         request_id=request.request_id,
         isl_tokens=request.total_tokens,
         uncached_tokens=request.total_tokens - request.kv_tokens,
-        osl_tokens=float(left),
-        osl_std_tokens=0.0,
+        osl_tokens=osl_tokens,
+        osl_std_tokens=osl_std_tokens,
         max_new_tokens=left,
         slo=inbound.slo,
         # Clients and engines mean what vLLM does, the lowest first; policies the highest.

@@ -28,6 +28,7 @@ from dopd.runtime.clock import Runtime
 from dopd_gateway import core, placing
 from dopd_gateway.core import End, Request
 from dopd_gateway.fleet import Fleet
+from dopd_gateway.lengths import Lengths
 from dopd_gateway.mend import Mend
 from dopd_gateway.presence import Presence
 from dopd_gateway.stream import Inbound, Stream
@@ -82,6 +83,7 @@ class Gateway:
         self._streams: dict[str, Stream] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._waiting: dict[str, RequestView] = {}
+        self._lengths = Lengths()
         self._presence = Presence(gateway_id, self.incarnation, bus, runtime, config, tracing)
         self._mend = Mend(self, self._requests, bus, runtime, config)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -182,7 +184,7 @@ class Gateway:
     def wait(self, request: Request) -> None:
         """To the queue, in the place of its arrival."""
         request.timeline.begin("queued", self._runtime.now(), Place(self.gateway_id))
-        self._waiting[request.request_id] = core.view(request)
+        self._waiting[request.request_id] = core.view(request, self._lengths)
         self._soon()
 
     def _soon(self) -> None:
@@ -381,6 +383,8 @@ class Gateway:
         if timer is not None:
             timer.cancel()
         self._presence.windows.left(request, completed)
+        if completed:
+            self._lengths.saw(len(request.output))
         if self._on_ended is not None:
             self._on_ended(request, end, error)
         self._soon()
