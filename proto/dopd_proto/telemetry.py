@@ -76,6 +76,7 @@ class GatewayState(Message):
     running: int = 0
     waiting_prefill_tokens: int = 0
     waiting_decodes: int = 0
+    late_prefill_tokens: int = 0
 
 
 class ArrivalWindow(Message):

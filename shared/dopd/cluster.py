@@ -43,7 +43,8 @@ class ClusterView:
 
     `kv_room_tokens` per KV domain: how many more prompt tokens may be prefilled before a decode worker has fetched
     what is already there. `links` holds pairs of different domains with a path between them. What waits in all
-    gateways is shown to planners alone: prompt tokens to compute, and requests that only need a place to decode.
+    gateways is shown to planners alone: prompt tokens to compute, those of them whose TTFT target is over, and requests
+    that only need a place to decode.
     """
 
     workers: tuple[WorkerView, ...]
@@ -52,6 +53,7 @@ class ClusterView:
     links: frozenset[tuple[str, str]] = frozenset()
     waiting_prefill_tokens: int = 0
     waiting_decodes: int = 0
+    late_prefill_tokens: int = 0
 
     def serving(self, *roles: Role) -> list[WorkerView]:
         """Serving workers of these roles; when there is none, every serving worker: availability first."""

@@ -108,7 +108,7 @@ def test_an_ultra_short_prompt_is_computed_where_it_decodes_unless_that_has_no_t
     assert decided(pool, worker("d1", "decode"), queue=[short])["r1"] == (SegmentPlan("d1"),)
     remote = (SegmentPlan("p1", 100), SegmentPlan("d1"))
     assert decided(pool, worker("d1", "decode"), queue=[short], local=0)["r1"] == remote
-    busy = worker("d1", "decode", running=250, decoding=250, context_tokens=700_000, kv_total_tokens=2_000_000)
+    busy = worker("d1", "decode", running=250, decoding=250, context_tokens=620_000, kv_total_tokens=2_000_000)
     assert decided(pool, busy, queue=[short])["r1"] == remote
     full = worker("d1", "decode", running=9, decoding=9, context_tokens=250_000, kv_used_tokens=250_000)
     assert decided(pool, full, queue=[short])["r1"] == remote
@@ -144,21 +144,22 @@ def test_who_only_decodes_goes_first_and_to_the_worker_with_memory() -> None:
     assert plan["r3"] == (SegmentPlan("d2"),)
 
 
-def test_a_prompt_whose_answer_would_be_too_slow_waits_while_it_can() -> None:
+def test_a_prompt_whose_answer_would_be_too_slow_waits_and_slows_down_nobody() -> None:
     slow = worker("d1", "decode", running=250, decoding=250, context_tokens=1_200_000, kv_total_tokens=9_000_000)
     pool = worker("p1", "prefill")
     scheduler = LengthAware(GROUND)
     view = ClusterView((pool, slow), {"a": 100_000})
     _, dispatches, again_s = scheduler.step(0.0, [request(1)], view, 0.0)
     assert not dispatches and again_s is not None and 1.0 < again_s < 2.0
-    _, dispatches, _ = scheduler.step(0.0, [request(1)], view, again_s)
-    assert dispatches
+    for later_s in (again_s, again_s + 1.0, 10.0):
+        _, dispatches, again = scheduler.step(0.0, [request(1)], view, later_s)
+        assert not dispatches and again is None, "it is late now: no better place will make it good"
 
 
-def test_the_length_of_the_answer_is_not_looked_at() -> None:
+def test_the_limit_of_the_answer_is_not_looked_at() -> None:
     rng = random.Random("blind")
     queue = [request(number, rng.randrange(1, 9000), rng.random()) for number in range(40)]
-    told = [replace(one, osl_tokens=rng.random() * 100, osl_std_tokens=1.0) for one in queue]
+    told = [replace(one, max_new_tokens=rng.randrange(2, 500), osl_std_tokens=1.0) for one in queue]
     workers = [worker(f"p{n}", "prefill") for n in range(2)] + [worker(f"d{n}", "decode") for n in range(3)]
     assert decided(*workers, queue=queue, now_s=1.5) == decided(*workers, queue=told, now_s=1.5)
 

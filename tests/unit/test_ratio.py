@@ -62,7 +62,7 @@ def test_the_worked_example_has_three_prefill_workers_to_one_of_decode() -> None
 def test_times_are_seconds_so_a_demand_of_one_worker_asks_for_one() -> None:
     """With milliseconds taken for seconds every load asks for all workers (algorithms.md 1.7)."""
     rate = 1 / prefill_s(H200, 1000)
-    plan = one(RatioPlanner(quantile=0.5), forecast_of(rate, osl=2.0, isl_std=0.0), cluster_of(4, 4))
+    plan = one(RatioPlanner(quantile=0.5), forecast_of(rate, osl=200.0, isl_std=0.0), cluster_of(4, 4))
     assert 0.75 <= plan.inputs["prefill_work"] <= 1.0
     assert 100 < H200.max_running / plan.inputs["worker_tokens_per_s"] * 10_000 < 1000
 
@@ -113,7 +113,7 @@ def test_the_bound_is_what_memory_places_or_the_step_allow() -> None:
 @pytest.mark.parametrize(("load", "pool"), [(PROMPTS, "prefill"), (ANSWERS, "decode")])
 def test_a_step_change_of_the_load_is_followed_in_the_next_round(load: dict[str, float], pool: str) -> None:
     forecasts = [forecast_of(60, start_s=10.0 * n) for n in range(3)]
-    forecasts += [forecast_of(85 if pool == "prefill" else 100, start_s=30.0, **load)]
+    forecasts += [forecast_of(100, start_s=30.0, **load)]
     plans, cluster, _ = rounds(RatioPlanner(), forecasts, cluster_of(4, 4))
     assert [bool(plan.roles) for plan in plans] == [False, False, False, True]
     assert plans[-1].reason == f"grow_{pool}" and set(plans[-1].roles.values()) == {pool}
@@ -122,7 +122,7 @@ def test_a_step_change_of_the_load_is_followed_in_the_next_round(load: dict[str,
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("local", [0, 1])
-@pytest.mark.parametrize(("rate", "most"), [(20.0, 0), (60.0, 1), (90.0, 1), (110.0, 4)])
+@pytest.mark.parametrize(("rate", "most"), [(20.0, 0), (60.0, 1), (90.0, 1), (110.0, 6)])
 def test_constant_load_with_noise_brings_no_flip_flop(seed: int, local: int, rate: float, most: int) -> None:
     """Turns in 200 forecasts; 110 requests/s are more than there are workers for."""
     forecasts = [
@@ -148,7 +148,7 @@ def test_without_a_lack_two_forecasts_must_agree() -> None:
         assert plan.reason == "awaiting_confirmation"
 
 
-def test_a_pool_that_has_grown_does_not_shrink_at_once_unless_queues_explode() -> None:
+def test_a_pool_that_has_grown_does_not_shrink_at_once() -> None:
     planner = RatioPlanner(local=0)
     cluster, state = cluster_of(4, 4), planner.initial()
     state, plan = planner.plan(state, forecast_of(100, **ANSWERS), cluster, SLO, 0.0)
@@ -160,7 +160,8 @@ def test_a_pool_that_has_grown_does_not_shrink_at_once_unless_queues_explode() -
     state, plan = planner.plan(state, turned, cluster, SLO, 5.0)
     assert plan.reason == "cooldown" and not plan.roles
     flooded = replace(cluster, waiting_prefill_tokens=2_000_000)
-    assert planner.plan(state, turned, flooded, SLO, 5.0)[1].reason == "emergency_prefill"
+    assert planner.plan(state, turned, flooded, SLO, 5.0)[1].reason == "cooldown", "not even for a flood"
+    assert planner.plan(state, turned, flooded, SLO, 10.5)[1].reason == "emergency_prefill"
     assert planner.plan(state, turned, cluster, SLO, 10.0)[1].reason == "grow_prefill"
 
 

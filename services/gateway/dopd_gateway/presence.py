@@ -64,15 +64,18 @@ class Presence:
 
     def say(self, waiting: Collection[RequestView], requests: int) -> None:
         """Publish the heartbeat of a gateway with so many requests, some of them waiting."""
+        now_s = self._runtime.now()
+        prompts = [view for view in waiting if not view.kv_tokens]
         state = GatewayState(
             gateway_id=self._me[0],
             incarnation=self._me[1],
-            sent_s=self._runtime.now(),
+            sent_s=now_s,
             lease_s=self._config.lease_s,
             waiting=len(waiting),
             running=requests - len(waiting),
-            waiting_prefill_tokens=sum(view.uncached_tokens for view in waiting if not view.kv_tokens),
-            waiting_decodes=sum(view.kv_tokens > 0 for view in waiting),
+            waiting_prefill_tokens=sum(view.uncached_tokens for view in prompts),
+            waiting_decodes=len(waiting) - len(prompts),
+            late_prefill_tokens=sum(v.uncached_tokens for v in prompts if v.arrived_s + v.slo.ttft_s < now_s),
         )
         self._bus.publish(GATEWAY_STATE.at(gateway_id=self._me[0]), state)
 

@@ -47,7 +47,7 @@ def cluster_view(
         tuple(
             WorkerView(
                 worker_id=s.worker_id, incarnation=s.incarnation, role=coming.get(s.worker_id, s.role), epoch=s.epoch,
-                serving=s.phase == "serving", running=s.running, waiting=s.waiting, decoding=s.decoding,
+                serving=s.phase in ("serving", "stalled"), running=s.running, waiting=s.waiting, decoding=s.decoding,
                 queued_prefill_tokens=s.queued_prefill_tokens, context_tokens=s.context_tokens,
                 kv_used_tokens=s.kv_used_tokens, kv_total_tokens=s.kv_total_tokens, kv_domain=s.kv_domain,
                 drained=s.drained_at_s is not None and s.worker_id not in coming, pinned=s.worker_id in pins,
@@ -57,6 +57,7 @@ def cluster_view(
         ),
         waiting_prefill_tokens=sum(g.waiting_prefill_tokens for g in present),
         waiting_decodes=sum(g.waiting_decodes for g in present),
+        late_prefill_tokens=sum(g.late_prefill_tokens for g in present),
     )  # fmt: skip
 
 

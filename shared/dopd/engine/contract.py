@@ -34,6 +34,12 @@ class Job:
     emit: bool = True
 
 
+def uncached_tokens(job: Job, chunk_tokens: int) -> int:
+    """Input to compute, before anybody has looked: a continuation's whole chunks are taken to be in the store."""
+    tokens = len(job.tokens)
+    return max(1, tokens % chunk_tokens) if tokens > job.prompt_tokens else tokens
+
+
 @dataclass(frozen=True, slots=True)
 class Cached:
     """Where the input's KV came from, in tokens: the engine's own prefix cache, and the shared store.
@@ -79,7 +85,8 @@ class StepRecord:
 class EngineLoad:
     """The engine now. `steps` only grows; `store_ok` is false while the KV store does not answer.
 
-    `queued_prefill_tokens` is input not yet computed, `context_tokens` the live context of decoding jobs.
+    `queued_prefill_tokens` is input to compute, without what the store is thought to have, `context_tokens` the live
+    context of decoding jobs.
     """
 
     steps: int = 0

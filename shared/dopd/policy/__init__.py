@@ -19,7 +19,7 @@ from dopd.perf.profile import Profile, named
 from dopd.policy.aggregated import AGGREGATED
 from dopd.policy.base import BudgetSpec, Ground, Policy, StepBudget
 from dopd.policy.distserve import DISTSERVE
-from dopd.policy.dopd import DOPD
+from dopd.policy.dopd import DOPD, fixed_split, named_fixed
 from dopd.policy.dopd_paper import DOPD_COLDSTART, DOPD_PAPER
 from dopd.policy.dyn_load import DYN_LOAD
 from dopd.policy.dyn_sla import DYN_SLA
@@ -42,12 +42,17 @@ def policy_named(name: str, params: Mapping[str, float] | None = None, ground: G
     """
     if name == ORACLE:
         raise ConfigError("[policy]", "name", f"{name} looks into the future: it exists in `dopd compare` alone")
-    split = named_split(name)
-    policy = static_split(*split) if split else POLICIES.get(name) or (_attribute(name) if ":" in name else None)
+    policy = _split(name) or POLICIES.get(name) or (_attribute(name) if ":" in name else None)
     if not isinstance(policy, Policy):
-        known = ", ".join([*POLICIES, "static-<n>p<m>d"])
+        known = ", ".join([*POLICIES, "static-<n>p<m>d", "dopd-<n>p<m>d"])
         raise ConfigError("[policy]", "name", f"{name!r} is unknown; use one of {known} or package.module:NAME")
     return _on(_with_params(policy, params) if params else policy, ground or Ground())
+
+
+def _split(name: str) -> Policy | None:
+    if split := named_split(name):
+        return static_split(*split)
+    return fixed_split(*split) if (split := named_fixed(name)) else None
 
 
 def policy_of(config: Config) -> Policy:

@@ -72,16 +72,24 @@ class Decoder:
 
     `bound` is the most requests with steps of at most 0.9 times the TPOT target, KV in 0.9 of the memory, and within
     the engine's places; `binding` says which of them it is. `correction` multiplies the profile's step times (D20).
+    `join_s` is what a request's joining takes, per output token: the part of its prompt that fills no whole chunk is
+    computed here, between steps.
     """
 
     def __init__(
-        self, profile: Profile, tpot_s: float, context_tokens: float, kv_tokens: float = 0, correction: float = 1.0
+        self,
+        profile: Profile,
+        tpot_s: float,
+        context_tokens: float,
+        kv_tokens: float = 0,
+        correction: float = 1.0,
+        join_s: float = 0.0,
     ) -> None:
         self.most_s = STEP_SHARE * tpot_s
         by_memory = int(KV_SHARE * (kv_tokens or profile.kv_total_tokens) / max(1.0, context_tokens))
         self.places = max(1, min(profile.max_running, by_memory))
         self._steps_s = [
-            correction * step_s(profile, 0, 0, requests, requests * context_tokens)
+            correction * step_s(profile, 0, 0, requests, requests * context_tokens) + requests * join_s
             for requests in range(1, self.places + 1)
         ]
         in_time = [number for number, one_s in enumerate(self._steps_s, 1) if one_s <= self.most_s]

@@ -23,8 +23,8 @@ BAND = 0.15
 
 
 class Wanted:
-    """Prompts that wait should be done within `clear_s`. Switches: without `forecast` or `variance` the forecast, or
-    the variance of prompt lengths, is left out."""
+    """Prompts that wait, and can be in time, should be done within `clear_s`. Switches: without `forecast` or
+    `variance` the forecast, or the variance of prompt lengths, is left out."""
 
     def __init__(self, profile: Profile, clear_s: float, forecast: bool, variance: bool) -> None:
         self._profile, self._clear_s, self._forecast, self._variance = profile, clear_s, forecast, variance
@@ -61,9 +61,11 @@ class Wanted:
         seen_tokens = sum(w.context_tokens for w in pools.decode) / decoding if decoding else 0.0
         context = seen_tokens or (prompts.isl_tokens + (forecast.osl_tokens_mean / 2 if forecast else 0.0)) or 1.0
         kv_tokens = min((w.kv_total_tokens for w in pools.decode if w.kv_total_tokens), default=0)
-        decoder = Decoder(self._profile, slo.tpot_s, context, kv_tokens, correction)
+        join_s = self._joining_s(prompts.isl_tokens, forecast.osl_tokens_mean if forecast else 0.0)
+        decoder = Decoder(self._profile, slo.tpot_s, context, kv_tokens, correction, join_s)
         workers = sum(pools.split)
-        waiting = cluster.waiting_prefill_tokens + sum(w.queued_prefill_tokens for w in (*pools.prefill, *pools.decode))
+        timely = cluster.waiting_prefill_tokens - cluster.late_prefill_tokens  # no split makes late ones good
+        waiting = timely + sum(w.queued_prefill_tokens for w in (*pools.prefill, *pools.decode))
         backlog_s = waiting * prompts.token_s
         if forecast is None:
             work = busy
@@ -104,6 +106,11 @@ class Wanted:
         work = forecast.requests_per_s * prompts.batched_s * _over("prefill_work", forecast, level)
         tokens_per_s = forecast.requests_per_s * forecast.osl_tokens_mean * _over("decode_work", forecast, level)
         return prompts, work, tokens_per_s
+
+    def _joining_s(self, isl_tokens: float, osl_tokens: float) -> float:
+        """The mean rest of a prompt beyond whole chunks, computed where it is decoded, per output token."""
+        rest_tokens = min(isl_tokens, self._profile.chunk_tokens / 2)
+        return rest_tokens * self._profile.prefill_token_s / osl_tokens if osl_tokens >= 1 else 0.0
 
     def corrected(self, before: float, pools: Pools) -> float:
         """Observed over predicted decode step (D20), within a half and twice, followed slowly."""

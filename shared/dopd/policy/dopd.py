@@ -7,7 +7,9 @@ wait for a prefill worker and to move the KV, or where it would be late otherwis
 to spare: `Paced` spends no more. Nothing relies on the length of the answer, which nobody knows.
 """
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from math import inf
 
 from dopd.cluster import ClusterView
@@ -19,6 +21,8 @@ from dopd.policy.seating import Round
 
 IDLE_S = 0.02
 """A prefill worker with no more to do than this takes prompts that are late in any case."""
+LATE_SHARE = 0.8
+"""Of the TPOT target steps may take, and late prompts still be computed: their answers slow down the timely ones."""
 PATIENCE = 10.0
 """So many times its TTFT target a late prompt waits before it has a claim."""
 
@@ -64,14 +68,16 @@ class LengthAware:
         again_s, owed_s = inf, state - self._claimed_s(state, late, turn, now_s)
         for job in timely:
             latest_s = job.due_s - job.work_s - self._ahead_s
-            if now_s < latest_s and turn.slow(job.request):
-                again_s = min(again_s, latest_s)  # its answer would be too slow now, and there is time to wait
-            elif turn.ultra_short(job) and turn.local(job, min(self._behind_s, job.due_s - now_s)):
+            if turn.slow(job.request):  # so would its answer be, and those that it joins: it waits, and is late then
+                again_s = min(again_s, latest_s) if now_s < latest_s else again_s
+            elif turn.ultra_short(job) and turn.local(job, self._within_s(job, turn, now_s)):
                 continue
             elif turn.remote(job, self._ahead_s):
                 owed_s += self._late_share * job.work_s
         for job in late:
-            if not turn.local(job, min(self._behind_s, job.due_s - now_s)):
+            if turn.slow(job.request, LATE_SHARE):
+                break
+            if not turn.local(job, self._within_s(job, turn, now_s)):
                 turn.remote(job, IDLE_S)
         owed_s = min(owed_s, max((job.work_s for job in late), default=0.0))
         return owed_s, turn.dispatches, None if again_s == inf else again_s
@@ -80,6 +86,10 @@ class LengthAware:
         """The prompt, due when its last step must have ended."""
         due_s = request.arrived_s + request.slo.ttft_s - self._margin_s - self._profile.arrival_s
         return Job(request, prefill_s(self._profile, request.uncached_tokens), due_s)
+
+    def _within_s(self, job: Job, turn: Round, now_s: float) -> float:
+        """How long it may take on a decode worker: for its own sake, and for the answers behind it."""
+        return min(self._behind_s, turn.patience_s(job.request) / 2, job.due_s - now_s)
 
     def _in_order(self, jobs: Sequence[Job], turn: Round, now_s: float) -> tuple[list[Job], list[Job]]:
         """Those that can be in time, and the others."""
@@ -100,6 +110,20 @@ class LengthAware:
             return 0.0
         late.remove(oldest)
         return oldest.work_s
+
+
+_NAME = re.compile(r"dopd-([1-9]\d*)p([1-9]\d*)d")
+
+
+def named_fixed(name: str) -> tuple[int, int] | None:
+    """(prefill, decode) workers of `dopd-5p3d`; None for any other name."""
+    found = _NAME.fullmatch(name)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def fixed_split(prefill: int, decode: int) -> Policy:
+    """`dopd` without its planner: how much is the scheduling's merit, and how much that of moving roles."""
+    return replace(DOPD, name=f"dopd-{prefill}p{decode}d", planner=None, split=(prefill, decode))
 
 
 DOPD = Policy(

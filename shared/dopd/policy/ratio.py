@@ -152,7 +152,7 @@ class RatioPlanner:
         moved = abs(best.prefill - now.prefill)
         pool = "prefill" if best.prefill > now.prefill else "decode"
         cost = _cost(now, best)
-        if pool != state.grown and not alarm and now_s - state.changed_s < REGRET_S:
+        if pool != state.grown and now_s - state.changed_s < REGRET_S:
             cost += REGRET
         gain = self._worth(best) - self._worth(now)
         if not moved or gain <= cost:
@@ -161,7 +161,7 @@ class RatioPlanner:
             return replace(state, wanted="", times=0), blind or told
         if blind and not alarm:
             return replace(state, wanted="", times=0), blind
-        if not alarm and pool != state.grown and now_s - state.changed_s < self._cooldown_s:
+        if pool != state.grown and now_s - state.changed_s < self._cooldown_s:
             return state, "cooldown"
         if alarm or (now.attainment < FINE and gain > cost + CLEAR):
             return replace(state, changed_s=now_s, grown=pool, wanted="", times=0), (

@@ -17,6 +17,8 @@ from dopd.policy.static_split import mean_context, placed, room_of
 
 STEP_SHARE, KV_SHARE = 0.9, 0.9
 """Of the target and of the memory a decode worker may use, and still take a prompt to compute."""
+JOIN_S = 0.5
+"""So long an answer may wait, between first and second token, to join those that decode."""
 LEAST_SLACK = 0.1
 """The share of its time that it must have left for that."""
 
@@ -53,6 +55,7 @@ class Round:
         self.decode = [seats[w.worker_id] for w in cluster.serving("decode", "mixed")]
         pool = {id(seat) for seat in self.prefill}
         self._apart = [seat for seat in self.decode if id(seat) not in pool]
+        self._mixed = len(self._apart) < len(self.decode)
         self._room = room_of(queue, cluster)
         for seat in seats.values():
             self._rate(seat)
@@ -64,7 +67,7 @@ class Round:
         if seat is None:
             return False
         self._bind(request, SegmentPlan(seat.worker.worker_id))
-        self._give(seat, 0.0, request.isl_tokens)
+        self._give(seat, self._join_s(request), request.isl_tokens)
         return True
 
     def remote(self, job: Job, ahead_s: float) -> bool:
@@ -87,7 +90,7 @@ class Round:
             self._room[source.worker.kv_domain] -= request.isl_tokens
             self._bind(request, place, SegmentPlan(None if target is None else target.worker.worker_id))
             if target is not None:
-                self._give(target, 0.0, request.isl_tokens)
+                self._give(target, self._join_s(request), request.isl_tokens)
         self._give(source, job.work_s, 0)
         return True
 
@@ -112,11 +115,25 @@ class Round:
         source = self._first
         return (behind_s > 0 and self._spare is not None) or (source is not None and source.prompt_s <= ahead_s)
 
-    def slow(self, request: RequestView) -> bool:
-        """Whether one more answer would take longer steps than its target, wherever it is decoded."""
-        if request.max_new_tokens == 1 or self._best is None:
+    def slow(self, request: RequestView, share: float = 1.0) -> bool:
+        """Whether one more answer would make steps longer than that share of its target, wherever it is decoded."""
+        if request.max_new_tokens == 1:
             return False
-        return self._pressure(self._best, request.slo.tpot_s, 1, request.isl_tokens) > 1
+        if self._best is None:
+            return bool(self.decode)
+        seat, tpot_s = self._best, request.slo.tpot_s
+        if self._pressure(seat, tpot_s, 1, request.isl_tokens) > share:
+            return True
+        time_left = 1 - self._pressure(seat, STEP_SHARE * tpot_s, 1, request.isl_tokens)
+        return not self._mixed and seat.prompt_s > self.patience_s(request) * time_left
+
+    def patience_s(self, request: RequestView) -> float:
+        """How long its answer may wait behind prompts: what is kept back of its target, over all its tokens."""
+        return min(JOIN_S, (1 - STEP_SHARE) * request.slo.tpot_s * request.osl_tokens)
+
+    def _join_s(self, request: RequestView) -> float:
+        """What its decode worker computes of a prompt: the rest beyond whole chunks."""
+        return request.isl_tokens % self._profile.chunk_tokens * self._profile.prefill_token_s
 
     def _look(self) -> None:
         """The best seats as they are now."""

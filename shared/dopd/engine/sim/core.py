@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from dopd.engine.contract import Cached, EngineLoad, Job, JobEnd, JobOutput, Logprobs, StepRecord
+from dopd.engine.contract import Cached, EngineLoad, Job, JobEnd, JobOutput, Logprobs, StepRecord, uncached_tokens
 from dopd.engine.sim.blocks import BlockPool
 from dopd.engine.sim.tokens import chunk_keys, draw, logprobs, next_key, prefix_state
 from dopd.perf.link import Link
@@ -355,7 +355,7 @@ class SimCore:
         batch = seq.job.batch
         return WaitingView(
             job_id=seq.job.job_id,
-            tokens=max(1, len(seq.tokens) - seq.store_chunks * self.chunk_tokens),
+            tokens=self._uncached(seq),
             waited_s=now_s - seq.submitted_s,
             ready=seq.ready_s <= now_s,
             batch_id=batch.batch_id if batch else "",
@@ -363,11 +363,15 @@ class SimCore:
             exclusive=bool(batch and batch.exclusive),
         )
 
+    def _uncached(self, seq: Seq) -> int:
+        return max(1, len(seq.tokens) - seq.store_chunks * self.chunk_tokens)
+
     def load(self, looking: Collection[Job], store_total_tokens: int, store_ok: bool) -> EngineLoad:
         """The engine now. `looking` are jobs that still look their KV up in the store."""
         left = [seq.goal - seq.computed for seq in self.running]
         lengths = [len(seq.tokens) + seq.undrawn for seq in self.running if seq.computed >= seq.goal]
-        queued = [len(seq.tokens) for seq in self.waiting] + [len(job.tokens) for job in looking]
+        queued = [self._uncached(seq) for seq in self.waiting]
+        queued += [uncached_tokens(job, self.chunk_tokens) for job in looking]
         return EngineLoad(
             steps=self.steps,
             running=len(self.running),
