@@ -367,22 +367,22 @@ def test_of_two_planners_one_leads_and_a_stale_leader_is_refused(seed: int) -> N
         await asyncio.sleep(2.0)
         assert (first.leading, second.leading) == (True, False)
         # The first loses the ledger and does not notice, as after a long freeze: it goes on to command.
-        assert first._lease is not None
-        stale = first._lease
+        assert first.lead.lease is not None
+        stale = first.lead.lease
         first._ledger.is_lost = True  # type: ignore[attr-defined]
         await asyncio.sleep(house.cluster.config.planner.lease_s + 2.0)
         assert (first.leading, second.leading) == (False, True)
         assert not await house.set_role("w1", "decode", "overlap")
         role = house.cluster.workers["w1"].role
         assert role.epoch >> 32 == stale.term + 1
-        first._lease = stale
+        first.lead.lease = stale
         state = first.heard.live()["w1"]
         # Nothing can be recorded, so nothing is commanded; and what was recorded before the freeze is refused.
         wish = first_wish(first, state)
         first._command(wish)
         await asyncio.sleep(0.5)
         assert house.cluster.workers["w1"].role.role == "decode"
-        first._lease = None
+        first.lead.lease = None
         first._ledger.is_lost = False  # type: ignore[attr-defined]
 
     run_house(split, seed)
@@ -392,7 +392,7 @@ def first_wish(planner: Any, state: Any) -> Any:
     from dopd_planner.core import Wish
 
     now_s = planner._runtime.now()
-    return Wish("w1", state.incarnation, "prefill", "overlap", planner._lease.term << 32 | 99, "d", now_s, now_s + 60)
+    return Wish("w1", state.incarnation, "prefill", "overlap", planner.lead.term << 32 | 99, "d", now_s, now_s + 60)
 
 
 @pytest.mark.parametrize("seed", FEW)

@@ -14,6 +14,7 @@ from dopd_planner import core
 from dopd_planner.core import Wish
 from dopd_planner.heard import Heard
 from dopd_planner.history import History
+from dopd_planner.lead import Lead
 from dopd_planner.pins import Pins
 from dopd_proto.base import DrainMode, Role
 from dopd_proto.control import DecisionsReply, DecisionsRequest, RolesReply, RolesRequest
@@ -31,12 +32,9 @@ class Leader(Protocol):
     """The planner, as far as people's wishes need it."""
 
     heard: Heard
+    lead: Lead
     pins: Pins
     history: History
-
-    @property
-    def listened(self) -> bool:
-        """Whether silence means something."""
 
     async def change_for_person(self, state: WorkerState, role: Role, drain: DrainMode) -> Wish | None:
         """Pin, decide and command; None: there is nothing to change. Raises Refused, LedgerLost and Conflict."""
@@ -82,7 +80,7 @@ class People:
         if request.action == "list":
             return self._table()
         state = self._leader.heard.live().get(worker_id)
-        if state is None and not self._leader.listened:
+        if state is None and not self._leader.lead.listened:
             raise Unavailable(f"worker {worker_id!r} has not been heard yet")
         if state is None:
             raise BadRequest(f"there is no worker {worker_id!r}", "worker_id")

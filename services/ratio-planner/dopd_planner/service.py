@@ -24,6 +24,7 @@ from dopd_planner import core, history
 from dopd_planner.core import Wish
 from dopd_planner.heard import Heard
 from dopd_planner.history import History
+from dopd_planner.lead import Lead
 from dopd_planner.people import People, Refused
 from dopd_planner.pins import Pins
 from dopd_planner.wishes import Wishes
@@ -58,10 +59,8 @@ class RatioPlanner:
         self.heard, self.wishes, self.pins = Heard(runtime), Wishes(self.planner_id, tracing), Pins(ledger)
         self.history = History()
         self._under_way: list[tuple[DecisionRecord, Change]] = []
-        self._lease: Lease | None = None
-        self._term = self._sequence = 0
+        self.lead = Lead(ledger, bus, self.planner_id, config.lease_s)
         self._failed = ""
-        self._since_s = self._round_s = float("-inf")
         self._people = People(self, bus, runtime, config)
         self._subscriptions: list[Subscription] = []
         self._round: asyncio.Task[None] | None = None
@@ -90,8 +89,7 @@ class RatioPlanner:
         for subscription in self._subscriptions:
             await subscription.stop()
         await self._people.close()
-        if self._lease is not None:
-            await self._ledger.release(self._lease)
+        await self.lead.release()
         await self._ledger.close()
 
     def crash(self) -> None:
@@ -102,7 +100,7 @@ class RatioPlanner:
     @property
     def leading(self) -> bool:
         """Whether this planner may command now."""
-        return self._lease is not None
+        return self.lead.lease is not None
 
     # --- what is heard ------------------------------------------------------------------------------------------
 
@@ -124,7 +122,7 @@ class RatioPlanner:
             try:
                 await self._one_round()
             except LedgerLost as error:
-                if self._lease is not None:
+                if self.leading:
                     self._log.error("ledger_lost", detail=str(error))
                 await self._lead(None)
             except Conflict:
@@ -132,30 +130,17 @@ class RatioPlanner:
             await asyncio.sleep(self._config.round_s)
 
     async def _one_round(self) -> None:
-        self._note_time()
-        await self._lead(await self._ledger.acquire("planner", self.planner_id, self._config.lease_s))
-        if self._lease is None:
+        self.lead.note_round()
+        await self._lead(await self.lead.asked())
+        if not self.leading:
             return
-        if self.listened:
+        if self.lead.listened:
             await self._compare(self.heard.live())
         elif self._planner is not None:
             await self._decide([], "plan", LISTENING)
         for wish in self.wishes:
             self._command(wish)
         await self._record_outcomes()
-
-    def _note_time(self) -> None:
-        """Long without a round: we were frozen, or have just been started."""
-        now_s = asyncio.get_running_loop().time()
-        if now_s - self._round_s > self._config.lease_s:
-            self._since_s = now_s
-        self._round_s = now_s
-
-    @property
-    def listened(self) -> bool:
-        """Whether silence means something: after a start, a reconnect or a freeze all get a lease to be heard."""
-        now_s = asyncio.get_running_loop().time()
-        return self._bus.connected and now_s - max(self._since_s, self._bus.connected_since_s) > self._config.lease_s
 
     async def _compare(self, states: Mapping[str, WorkerState]) -> None:
         """Give up wishes that cannot come true, and decide what differs from what is wanted: first what mends an empty
@@ -179,22 +164,19 @@ class RatioPlanner:
             wish = core.wish_of(record, change)
             if self.wishes.is_done(wish, states.get(change.worker_id), self._runtime.now()):
                 continue
-            assert self._lease is not None, "only a leader compares"
-            self.wishes.add(replace(wish, epoch=self._next_epoch(self._lease)), self._runtime.now())
+            self.wishes.add(replace(wish, epoch=self.lead.next_epoch()), self._runtime.now())
             self._log.info("role_change_resumed", worker_id=wish.worker_id, role=wish.role)
         self._under_way = []
 
     async def _lead(self, lease: Lease | None) -> None:
         """Begin or end to lead. Only the leader answers people."""
-        if lease is not None and (self._lease is None or lease.term != self._lease.term):
+        if lease is not None and self.lead.begins(lease):
             await self.pins.load()
             self.history = await history.recall(self._ledger)
             self._under_way = list(self.history.under_way())
-            if lease.term != self._term:  # in the same term epochs must go on
-                self._term, self._sequence = lease.term, 0
             self.wishes.clear()
             self._log.info("planner_leads", term=lease.term)
-        self._lease = lease
+        self.lead.take(lease)
         if lease is not None:
             await self._people.open()
         else:
@@ -226,28 +208,21 @@ class RatioPlanner:
         drain: DrainMode = "overlap",
     ) -> list[Wish]:
         """Record a decision, then wish and command it. One that changes nothing is recorded where it is news."""
-        if self._lease is None:
-            raise LedgerLost("the lease has lapsed")
-        now_s = self._runtime.now()
+        term, now_s = self.lead.term, self._runtime.now()
         wishes = [
             Wish(
                 worker_id=state.worker_id, incarnation=state.incarnation, role=role, drain=drain,
-                epoch=self._next_epoch(self._lease), decision_id="", sent_s=now_s,
+                epoch=self.lead.next_epoch(), decision_id="", sent_s=now_s,
                 deadline_s=now_s + self._config.command_timeout_s,
             )
             for state, role in changes
         ]  # fmt: skip
         made = tuple(wish.change(state.role) for wish, (state, _) in zip(wishes, changes, strict=True))
-        record = self._record(why, plan, (*made, *refused))
+        record = self._record(term, why, plan, (*made, *refused))
         if (not made or (self._config.dry_run and why != "person")) and not self.history.is_news(record):
             return []
         decision_id = self._runtime.new_id("decision")
-        about = {
-            "dopd.decision_id": decision_id,
-            "dopd.why": why,
-            "dopd.reason": record.reason,
-            "dopd.changes": len(made),
-        }
+        about = {"dopd.decision_id": decision_id, "dopd.why": why, "dopd.reason": record.reason}
         cause = record.forecast.traceparent if record.forecast is not None else ""
         span = begin(self._tracing, Begun("decision", record.at_s, about), cause)
         record = msgspec.structs.replace(record, decision_id=decision_id, traceparent=span.traceparent)
@@ -263,20 +238,15 @@ class RatioPlanner:
                 self._command(self.wishes.add(wish, self._runtime.now()))
         return wishes
 
-    def _record(self, why: str, plan: Plan | None, changes: tuple[Change, ...]) -> DecisionRecord:
-        assert self._lease is not None, "only a leader decides"
+    def _record(self, term: int, why: str, plan: Plan | None, changes: tuple[Change, ...]) -> DecisionRecord:
         record = history.draft(
             why, plan or Plan({}, reason=why), changes, self.heard.forecast if why == "plan" else None
         )
         prefill, decode = core.serving(self.heard.live(), self.wishes.leaving())
         return msgspec.structs.replace(
-            record, at_s=self._runtime.now(), term=self._lease.term, prefill=prefill, decode=decode,
+            record, at_s=self._runtime.now(), term=term, prefill=prefill, decode=decode,
             dry_run=self._config.dry_run, planner_id=self.planner_id,
         )  # fmt: skip
-
-    def _next_epoch(self, lease: Lease) -> int:
-        self._sequence += 1
-        return lease.term << 32 | self._sequence
 
     def _command(self, wish: Wish) -> None:
         self._bus.publish(ROLE_CHANGE.at(worker_id=wish.worker_id), wish.command(self.heard.ahead_s(wish.worker_id)))
