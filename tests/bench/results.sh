@@ -1,19 +1,22 @@
 #!/usr/bin/env bash
-# The comparisons of docs/results.md: one JSON and one page per load and engine in the folder that is given.
-# usage: results.sh FOLDER [SEEDS]     (traces in ../shared/data/traces; about an hour on two cores)
+# The comparisons of docs/results.md: JSON, page and table of each load and engine in the folder that is given.
+# usage: results.sh FOLDER [ENGINE ...]     (traces in ../shared/data/traces; about two hours on two cores)
+# What exists already is left as it is, so it can be ended at any time and started again.
 set -euo pipefail
-out=${1:?folder}; seeds=${2:-1}
+out=${1:?folder}; shift
 python=${PYTHON:-.venv/bin/python}
 traces=../shared/data/traces
 mkdir -p "$out"
+engines=("$@")
+[ ${#engines[@]} -gt 0 ] || engines=(h100-llama-70b-fp8-tp2 a100-qwen2.5-14b-bf16-tp1 a100-qwen2.5-32b-bf16-tp2)
 
-# load, source, seconds, flags, splits
+# load, source, seconds, flags, splits beside the one that distserve finds
 loads=(
-  "shift|shift-step|180|--part 60|static-4p4d,static-5p3d,static-6p2d,static-7p1d"
-  "azure-conv|$traces/azure_llm_2023_conv.csv.gz|120||static-3p5d,static-4p4d,static-5p3d,static-6p2d"
-  "burstgpt-like|burstgpt-like|180||static-1p7d,static-2p6d,static-3p5d,static-4p4d"
-  "azure-code|$traces/azure_llm_2023_code.csv.gz|120||static-5p3d,static-6p2d,static-7p1d"
-  "mooncake-conv|$traces/mooncake_conversation_trace.jsonl.gz|180||static-4p4d,static-5p3d,static-6p2d,static-7p1d"
+  "shift|shift-step|180|--part 60|static-5p3d,static-6p2d"
+  "azure-conv|$traces/azure_llm_2023_conv.csv.gz|120||static-4p4d,static-5p3d"
+  "burstgpt-like|burstgpt-like|120||static-2p6d,static-4p4d"
+  "azure-code|$traces/azure_llm_2023_code.csv.gz|120||static-6p2d,static-7p1d"
+  "mooncake-conv|$traces/mooncake_conversation_trace.jsonl.gz|180||static-5p3d,static-6p2d"
 )
 # What a fluid of prompts and answers would let 8 engines bear, as a multiple of the source's rate (docs/results.md).
 declare -A fluid=(
@@ -24,16 +27,24 @@ declare -A fluid=(
   [shift,a100-qwen2.5-32b-bf16-tp2]=2.07 [azure-conv,a100-qwen2.5-32b-bf16-tp2]=6.24 [burstgpt-like,a100-qwen2.5-32b-bf16-tp2]=1150
   [azure-code,a100-qwen2.5-32b-bf16-tp2]=8.94 [mooncake-conv,a100-qwen2.5-32b-bf16-tp2]=0.56
 )
-for profile in h100-llama-70b-fp8-tp2 a100-qwen2.5-14b-bf16-tp1 a100-qwen2.5-32b-bf16-tp2; do
+planners=dopd,dopd-paper,dyn-sla,dyn-load
+splits=static-1p7d,static-2p6d,static-3p5d,static-4p4d,static-5p3d,static-6p2d,static-7p1d
+switches="dopd[forecast=0],dopd[variance=0],dopd[local=0],dopd[lengths=0],dopd[late_last=0],dopd[paced=0],dopd[cold=1]"
+
+compare() { # file, policies, rates, flags
+  [ -e "$out/$1.json" ] && return
+  # shellcheck disable=SC2086
+  "$python" -m dopd.cli compare --trace "$source" --profile "$engine" --workers 8 --duration "$seconds" $flags \
+    --policies "$2" --rates "$3" --tune-rate "$(at 0.8)" $4 --goodput ttft:2000 tpot:80 --jobs "${JOBS:-2}" \
+    --json "$out/$1.part" --html "$out/$1.html" --plots "$out/$1" >"$out/$1.txt" && mv "$out/$1.part" "$out/$1.json"
+}
+
+for engine in "${engines[@]}"; do
   for load in "${loads[@]}"; do
-    IFS='|' read -r name source seconds flags splits <<<"$load"
-    at() { awk -v f="${fluid[$name,$profile]}" -v s="$1" 'BEGIN {printf "%.4g", f * s}'; }
-    file="$out/$name-$profile"
-    [ -e "$file.json" ] && continue
-    # shellcheck disable=SC2086
-    "$python" -m dopd.cli compare --trace "$source" --profile "$profile" --workers 8 --duration "$seconds" $flags \
-      --policies "aggregated,distserve,$splits,oracle-ratio" --reference aggregated --seeds "$seeds" \
-      --rates "$(at 0.6),$(at 0.8),$(at 0.95)" --tune-rate "$(at 0.8)" --goodput ttft:2000 tpot:80 \
-      --jobs 2 --json "$file.json" --html "$file.html" --plots "$file" >"$file.txt"
+    IFS='|' read -r name source seconds flags some <<<"$load"
+    at() { awk -v f="${fluid[$name,$engine]}" -v s="$1" 'BEGIN {printf "%.4g", f * s}'; }
+    compare "$name-$engine" "$planners,aggregated,distserve,$some" "$(at 0.6),$(at 0.8),$(at 0.95)" "--seeds 3"
+    compare "$name-$engine-ratio" "oracle-ratio,$splits" "$(at 0.8)" ""
+    compare "$name-$engine-switches" "dopd,$switches,dopd-coldstart" "$(at 0.8)" ""
   done
 done

@@ -16,6 +16,7 @@ from dopd.cluster import ClusterView
 from dopd.perf.model import prefill_s
 from dopd.policy.base import BudgetSpec, Dispatch, Ground, Policy, RequestView
 from dopd.policy.deadlines import Job, split_late
+from dopd.policy.pools import starts
 from dopd.policy.ratio import RatioPlanner
 from dopd.policy.seating import Round
 
@@ -131,4 +132,5 @@ DOPD = Policy(
     scheduler=LengthAware,
     budget=BudgetSpec("dopd.policy.paced:Paced", prefills_only=True),
     planner=RatioPlanner,
+    starts=starts,
 )
