@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dopd.errors import BusError
+from dopd.runtime.clock import OFFSET_VARIABLE
 from dopd_planner.explain import REASONS
 from dopd_proto.control import DecisionRecord, DecisionsReply, DecisionsRequest
 from dopd_proto.subjects import DECISIONS, FORECAST
@@ -74,12 +75,19 @@ async def test_the_loop_closes_again_whichever_of_its_parts_was_killed(tmp_path:
                 await clients.bus.subscribe(FORECAST.at(), lambda delivery: heard.append(delivery.message))
                 await clients.until(lambda: heard and heard[-1].requests_per_s > 0, PATIENCE_S, "a forecast")
             told = await decisions(clients)
+            assert len({clock_of(clients, name) for name in ("gateway", "w1", "planner", "forecaster")}) == 1
             assert clients.verdict() == [] and not clients.failures()
             assert not [asked.broken for asked in clients.asked if asked.broken] and len(clients.asked) > 40
     assert {record.reason for record in told} <= REASONS.keys()
     terms = [record.term for record in told]
     assert terms == sorted(terms) and terms[0] < terms[-1]
     assert any(record.reason == "listening" and record.term > terms[0] for record in told)
+
+
+def clock_of(clients: Live, name: str) -> bytes:
+    """What the supervisor has handed down: those that were started anew go by the clock of their elders."""
+    environ = Path(f"/proc/{clients.process(name).pid}/environ").read_bytes().split(b"\0")
+    return next(one for one in environ if one.startswith(OFFSET_VARIABLE.encode()))
 
 
 def fresh(clients: Live, name: str, pid: int) -> bool:
