@@ -37,7 +37,9 @@ def test_it_lists_decisions_roles_and_figures_and_writes_them(
 def test_a_policy_that_moves_nobody_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*LOAD[:6], "10", *LOAD[7:], "--policy", "static-2p2d"]) == 0
     shown = capsys.readouterr().out
-    assert "decides nothing" in shown and "0 role changes" in shown
+    assert "This policy moves nobody." in shown and "0 role changes" in shown
+    assert main([*LOAD[:6], "5", *LOAD[7:], "--changes"]) == 0
+    assert "None of 1 decisions changes a role." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,10 @@ def since(at_s: float) -> str:
 def shown(found: WhatIf, changes: bool = False) -> str:
     """Decisions, roles, figures."""
     row, decisions = found.row, [one for one in found.decisions if one.changes or not changes]
-    told = table(decisions, since) if decisions else f"{found.policy} decides nothing: its roles stay as they are."
+    told = table(decisions, since)
+    if not decisions:
+        made = len(found.decisions)
+        told = f"None of {made} decisions changes a role." if made else "This policy moves nobody."
     return "\n".join(
         [
             told, "", "Roles:", *(_roles(one) for one in found.roles), "",
