@@ -439,3 +439,42 @@ def test_two_people_who_would_empty_a_pool_together_are_not_both_obeyed() -> Non
         assert house.cluster.planner.pins.roles == {}
 
     run_house(wish, 0)
+
+
+# --- all at once ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_breaks_and_in_whatever_order_roles_end_as_decided_and_no_request_is_lost(seed: int) -> None:
+    async def chaos(stage: Stage, looked: Looked) -> None:
+        rng, cluster = random.Random(f"chaos/{seed}"), stage.cluster
+        for _ in range(6):
+            await asyncio.sleep(rng.uniform(0.5, 6.0))
+            kind, pause_s = rng.choice(["worker", "planner", "broker", "ledger", "commands"]), rng.uniform(0.1, 4.0)
+            if kind == "worker":
+                worker_id = rng.choice(sorted(cluster.workers))
+                role = cluster.workers[worker_id].role.role
+                cluster.kill_worker(worker_id)
+                await asyncio.sleep(pause_s)
+                await cluster.add_worker(worker_id, role)
+            elif kind == "planner":
+                cluster.kill_planner("planner")
+                await asyncio.sleep(pause_s)
+                cluster.planner = await cluster.add_planner("planner")
+            elif kind == "broker":
+                cluster.broker.down()
+                await asyncio.sleep(pause_s)
+                cluster.broker.up()
+            elif kind == "ledger":
+                cluster.ledger.lost()
+                await asyncio.sleep(pause_s)
+                cluster.ledger.found()
+            else:
+                cluster.broker.fault = commands(lossy(seed))
+                await asyncio.sleep(pause_s)
+                cluster.broker.fault = None
+
+    looked = planned_run(chaos)
+    held_up(looked)
+    terms = [record.term for record in looked.records]
+    assert terms == sorted(terms)
