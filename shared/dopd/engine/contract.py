@@ -33,11 +33,15 @@ class Job:
     priority: int = 0
     emit: bool = True
 
+    @property
+    def continues(self) -> bool:
+        """Whether another job has made tokens before it."""
+        return len(self.tokens) > self.prompt_tokens
+
 
 def uncached_tokens(job: Job, chunk_tokens: int) -> int:
     """Input to compute, before anybody has looked: a continuation's whole chunks are taken to be in the store."""
-    tokens = len(job.tokens)
-    return max(1, tokens % chunk_tokens) if tokens > job.prompt_tokens else tokens
+    return max(1, len(job.tokens) % chunk_tokens) if job.continues else len(job.tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,7 +169,7 @@ class VllmEngine:
         return [StepRecord(step, tokens, decodes) for step, tokens, decodes in taken]
 
     def load(self) -> EngineLoad:
-        return self._jobs.load(self._seen.load, self._seen.computed_tokens)
+        return self._jobs.load(self._seen.load, self._seen.computed_tokens, self.chunk_tokens)
 
     # --- the line to EngineCore -------------------------------------------------------------------------------------
 

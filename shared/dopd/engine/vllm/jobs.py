@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dopd.engine.contract import Cached, EngineLoad, Job, JobEnd, JobOutput, Logprobs
+from dopd.engine.contract import Cached, EngineLoad, Job, JobEnd, JobOutput, Logprobs, uncached_tokens
 
 # vLLM's FinishReason, by its text
 ENDS: dict[str, JobEnd] = {"stop": "stop", "repetition": "stop", "length": "length", "abort": "aborted"}
@@ -69,9 +69,11 @@ class Jobs:
             logprobs=logprobs_of(made.new_logprobs, job.sampling.logprobs) if tokens and made.new_logprobs else (),
         )
 
-    def load(self, seen: EngineLoad, computed_tokens: int) -> EngineLoad:
+    def load(self, seen: EngineLoad, computed_tokens: int, chunk_tokens: int) -> EngineLoad:
         """`seen` (steps, KV, store: from EngineCore) with the figures of the jobs, which this side knows sooner."""
-        unstarted = [running for running in self.by_job.values() if not running.made]
+        unstarted = [running.job for running in self.by_job.values() if not running.made]
+        fresh = sum(len(job.tokens) for job in unstarted if not job.continues)
+        rests = sum(uncached_tokens(job, chunk_tokens) for job in unstarted if job.continues)
         decoding = [running for running in self.by_job.values() if running.made]
         running = min(seen.running, len(self.by_job))
         return EngineLoad(
@@ -79,7 +81,7 @@ class Jobs:
             running=running,
             waiting=len(self.by_job) - running,
             decoding=len(decoding),
-            queued_prefill_tokens=max(0, sum(len(r.job.tokens) for r in unstarted) - computed_tokens),
+            queued_prefill_tokens=max(0, fresh - computed_tokens) + rests,
             context_tokens=sum(len(r.job.tokens) + r.made for r in decoding),
             kv_used_tokens=seen.kv_used_tokens,
             kv_total_tokens=seen.kv_total_tokens,
