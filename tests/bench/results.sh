@@ -10,13 +10,13 @@ mkdir -p "$out"
 engines=("$@")
 [ ${#engines[@]} -gt 0 ] || engines=(h100-llama-70b-fp8-tp2 a100-qwen2.5-14b-bf16-tp1 a100-qwen2.5-32b-bf16-tp2)
 
-# load, source, seconds, flags, splits beside the one that distserve finds
+# load, source, seconds, flags, seeds, splits beside the one that distserve finds
 loads=(
-  "shift|shift-step|180|--part 60|static-5p3d,static-6p2d"
-  "azure-conv|$traces/azure_llm_2023_conv.csv.gz|120||static-4p4d,static-5p3d"
-  "burstgpt-like|burstgpt-like|120||static-2p6d,static-4p4d"
-  "azure-code|$traces/azure_llm_2023_code.csv.gz|120||static-6p2d,static-7p1d"
-  "mooncake-conv|$traces/mooncake_conversation_trace.jsonl.gz|180||static-5p3d,static-6p2d"
+  "shift|shift-step|180|--part 60|3|static-5p3d,static-6p2d"
+  "azure-conv|$traces/azure_llm_2023_conv.csv.gz|120||1|static-4p4d,static-5p3d"
+  "burstgpt-like|burstgpt-like|120||3|static-2p6d,static-4p4d"
+  "azure-code|$traces/azure_llm_2023_code.csv.gz|120||1|static-6p2d,static-7p1d"
+  "mooncake-conv|$traces/mooncake_conversation_trace.jsonl.gz|180||1|static-5p3d,static-6p2d"
 )
 # What a fluid of prompts and answers would let 8 engines bear, as a multiple of the source's rate (docs/results.md).
 declare -A fluid=(
@@ -39,12 +39,19 @@ compare() { # file, policies, rates, flags
     --json "$out/$1.part" --html "$out/$1.html" --plots "$out/$1" >"$out/$1.txt" && mv "$out/$1.part" "$out/$1.json"
 }
 
-for engine in "${engines[@]}"; do
-  for load in "${loads[@]}"; do
-    IFS='|' read -r name source seconds flags some <<<"$load"
-    at() { awk -v f="${fluid[$name,$engine]}" -v s="$1" 'BEGIN {printf "%.4g", f * s}'; }
-    compare "$name-$engine" "$planners,aggregated,distserve,$some" "$(at 0.6),$(at 0.8),$(at 0.95)" "--seeds 3"
-    compare "$name-$engine-ratio" "oracle-ratio,$splits" "$(at 0.8)" ""
-    compare "$name-$engine-switches" "dopd,$switches,dopd-coldstart" "$(at 0.8)" ""
+each() { # function: call it for each load and engine
+  for engine in "${engines[@]}"; do
+    for load in "${loads[@]}"; do
+      IFS='|' read -r name source seconds flags seeds some <<<"$load"
+      "$1"
+    done
   done
-done
+}
+at() { awk -v f="${fluid[$name,$engine]}" -v s="$1" 'BEGIN {printf "%.4g", f * s}'; }
+policies() { compare "$name-$engine" "$planners,aggregated,distserve,$some" "$(at 0.6),$(at 0.8),$(at 0.95)" "--seeds $seeds"; }
+ratios() { compare "$name-$engine-ratios" "oracle-ratio,$splits" "$(at 0.8)" ""; }
+switches() { compare "$name-$engine-switches" "dopd,$switches,dopd-coldstart" "$(at 0.8)" ""; }
+
+each policies
+each ratios
+each switches
