@@ -95,7 +95,7 @@ _WRONG: Mapping[str, tuple[Any, ...]] = {
     "top_k": (-2, 1.5, "5", True),
     "min_p": (-0.1, 1.1, "x"),
     "seed": (2**63, -(2**63) - 1, 1.5, "1", True),
-    "stop": ("", [""], ["a", 3], 5, {}, ["a", "b", "c", "d", "e"], [["a"]]),
+    "stop": ("", [""], ["a", 3], 5, {}, ["a", "b", "c", "d", "e"], [["a"]], "x" * 1001, ["a", "x" * 1_000_000]),
     "n": (0, -1, 129, 2**40, True, "2", 1.5),
     "presence_penalty": (2.1, -2.1, "1", True),
     "frequency_penalty": (2.1, -2.1, [1]),
@@ -126,7 +126,7 @@ _WRONG_TEXT: Mapping[str, tuple[Any, ...]] = {
 _WRONG_CHAT: Mapping[str, tuple[Any, ...]] = {
     "messages": (
         ABSENT, None, [], {}, "hi", 5, [1], ["hi"], [None], [[]],
-        [{"role": "user", "content": "story " * CONTEXT}],
+        [{"role": "user", "content": "story " * CONTEXT}], [{"role": "user"}] * 10_001,
     ),
     "top_logprobs": (1, "x", True), "tools": ([{}], {}), "tool_choice": ("auto",), "functions": ([{}],),
     "add_generation_prompt": ("x", 1), "chat_template_kwargs": (5, []), "modalities": (["audio"], "text"),

@@ -119,14 +119,16 @@ class TextGateway:
         check_fields(request, self.model)
         return (await self._prompts(request))[0]
 
-    def detokenize(self, model: str, tokens: Sequence[int]) -> str:
+    async def detokenize(self, model: str, tokens: Sequence[int]) -> str:
         """The text of these ids. Raises UnknownModel, or BadRequest for ids that are none."""
         check_fields(Asked(model=model), self.model)
         size = self._vocabulary.vocab_size
         for token in tokens:
             if not 0 <= token < size:
                 raise BadRequest(f"tokens has the id {token}, but ids are 0 to {size - 1}", "tokens")
-        return self._vocabulary.decode(tokens)
+        if len(tokens) < LONG_TEXT_CHARACTERS:
+            return self._vocabulary.decode(tokens)
+        return await self._runtime.compute(lambda: self._vocabulary.decode(tokens))
 
     async def _prompts(self, request: Generate | Chat) -> list[list[int]]:
         if isinstance(request, Chat):

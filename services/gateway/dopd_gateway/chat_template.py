@@ -15,6 +15,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from dopd.errors import BadRequest, ConfigError
+from dopd_gateway.limits import MAX_MESSAGES
 
 _KEYS = frozenset({"role", "content", "name"})
 _OURS = frozenset({"messages", "add_generation_prompt"})
@@ -49,8 +50,9 @@ class ChatTemplate:
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, extra: Mapping[str, Any], now_s: float
     ) -> str:
         """The prompt's text. Raises BadRequest when the template refuses the messages."""
-        for name in _OURS & extra.keys():
-            raise BadRequest(f"{name} has a field of its own", "chat_template_kwargs")
+        for name in (_OURS | self._special.keys()) & extra.keys():
+            # A template may write the model's own tokens once for each message.
+            raise BadRequest(f"{name} cannot be set here", "chat_template_kwargs")
 
         def strftime_now(form: str) -> str:
             return datetime.fromtimestamp(now_s).strftime(form)
@@ -68,6 +70,8 @@ def checked(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """Messages with their content as plain text. Raises BadRequest for what is no text, or is not known."""
     if not messages:
         raise BadRequest("messages is empty", "messages")
+    if len(messages) > MAX_MESSAGES:
+        raise BadRequest(f"{len(messages)} messages, but there may be at most {MAX_MESSAGES}", "messages")
     return [_message(place, message) for place, message in enumerate(messages)]
 
 

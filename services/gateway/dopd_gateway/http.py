@@ -93,7 +93,7 @@ class _Pages:
 
     async def detokenize(self, request: Request) -> Response:
         asked = Detokenize.of(object_of(await _body(request, self._max_body_bytes)))
-        return _json(msgspec.json.encode({"prompt": self._api.detokenize(asked.model, asked.tokens)}))
+        return _json(msgspec.json.encode({"prompt": await self._api.detokenize(asked.model, asked.tokens)}))
 
     async def openapi(self, _: Request) -> Response:
         return _json(msgspec.json.encode(document(self._api.model)))

@@ -10,6 +10,9 @@ from typing import Any
 
 MAX_CHOICES = 128
 MAX_STOP_STRINGS = 4
+MAX_STOP_CHARACTERS = 1000
+"""Of each. With each token the end of the text is held against all starts of a stop string."""
+MAX_MESSAGES = 10_000
 MAX_LOGPROBS = 20
 MAX_BIASES = 1024
 LONGEST_S = 7 * 86_400

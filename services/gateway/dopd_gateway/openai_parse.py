@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 
 from dopd.errors import BadRequest
-from dopd_gateway.limits import RANGES
+from dopd_gateway.limits import MAX_CHOICES, RANGES
+from dopd_gateway.validate import check_bias_count, check_choices
 from dopd_proto.asked import Chat, Generate
 
 # Fields of the body that are fields of our message, most under the same name. Those of the second and third line are
@@ -155,7 +156,12 @@ def message_of(fields: dict[str, Any], form: Form) -> Any:
     known = {ours: fields[theirs] for theirs, ours in form.fields.items() if theirs in fields}
     if isinstance(known.get("stop"), str):
         known["stop"] = [known["stop"]]
+    # What is far too much is refused before it is read: the loop stands still meanwhile.
+    many = known.get("prompt")
+    if isinstance(many, list) and len(many) > MAX_CHOICES and not isinstance(many[0], int):
+        check_choices(len(many), known["n"] if type(known.get("n")) is int else 1)
     if isinstance(known.get("logit_bias"), dict):
+        check_bias_count(len(known["logit_bias"]))
         known["logit_bias"] = {_token_id(key): bias for key, bias in known["logit_bias"].items()}
     try:
         return msgspec.convert(known, form.kind)

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from dopd_gateway.limits import LONGEST_S, MAX_CHOICES, MAX_STOP_STRINGS, RANGES
+from dopd_gateway.limits import LONGEST_S, MAX_CHOICES, MAX_MESSAGES, MAX_STOP_CHARACTERS, MAX_STOP_STRINGS, RANGES
 from dopd_gateway.openai_parse import CHAT, COMPLETION, LABELS, STREAM_OPTIONS, Form
 from dopd_gateway.tokenize_forms import Detokenize, Tokenize, TokenizeChat
 
@@ -55,6 +55,7 @@ _PART = {
 _MESSAGES = {
     "type": "array",
     "minItems": 1,
+    "maxItems": MAX_MESSAGES,
     "items": {
         "type": "object",
         "required": ["role"],
@@ -92,8 +93,8 @@ def body_schema(form: Form, model: str) -> dict[str, Any]:
     if form is COMPLETION:
         fields["prompt"] = _PROMPT
     fields["stop"] = _or_null({"anyOf": [
-        {"type": "string", "minLength": 1},
-        {"type": "array", "items": {"type": "string", "minLength": 1}, "maxItems": MAX_STOP_STRINGS},
+        {**_TEXT, "maxLength": MAX_STOP_CHARACTERS},
+        {"type": "array", "items": {**_TEXT, "maxLength": MAX_STOP_CHARACTERS}, "maxItems": MAX_STOP_STRINGS},
     ]})  # fmt: skip
     biases = {"type": "number", "minimum": -100, "maximum": 100}
     fields["logit_bias"] = _or_null({"type": "object", "additionalProperties": biases})
@@ -149,8 +150,11 @@ def _operations(model: str) -> tuple[dict[str, tuple[dict[str, Any], str]], dict
 def _plain(kind: type[msgspec.Struct], model: str) -> dict[str, Any]:
     schema: dict[str, Any] = msgspec.json.schema_components([kind])[1][kind.__name__]
     known = {"model": {"const": model}, "tokens": {**_IDS, "minItems": 0}, "messages": _MESSAGES}
-    properties = schema["properties"]
-    return schema | {"properties": properties | {name: known[name] for name in known.keys() & properties.keys()}}
+    properties = {
+        name: known.get(name, each if name in schema["required"] else _or_null(each))
+        for name, each in schema["properties"].items()
+    }
+    return schema | {"properties": properties}
 
 
 def _post(schema: dict[str, Any], answer: str, path: str) -> dict[str, Any]:

@@ -10,7 +10,14 @@ from typing import Any
 import msgspec
 
 from dopd.errors import BadRequest, Unavailable, UnknownModel
-from dopd_gateway.limits import MAX_BIASES, MAX_CHOICES, MAX_SCHEMA_CHARACTERS, MAX_STOP_STRINGS, RANGES
+from dopd_gateway.limits import (
+    MAX_BIASES,
+    MAX_CHOICES,
+    MAX_SCHEMA_CHARACTERS,
+    MAX_STOP_CHARACTERS,
+    MAX_STOP_STRINGS,
+    RANGES,
+)
 from dopd_proto.asked import Asked, Chat, Feature, Generate
 from dopd_proto.request import Sampling
 
@@ -43,11 +50,19 @@ def _check_stop(stop: Sequence[str]) -> None:
         raise BadRequest(f"stop has {len(stop)} strings, but must have at most {MAX_STOP_STRINGS}", "stop")
     if "" in stop:
         raise BadRequest("stop has an empty string, which would end every answer at once", "stop")
+    longest = max(map(len, stop), default=0)
+    if longest > MAX_STOP_CHARACTERS:
+        raise BadRequest(f"stop has a string of {longest} characters, the limit is {MAX_STOP_CHARACTERS}", "stop")
+
+
+def check_bias_count(count: int) -> None:
+    """Whether these are not too many tokens."""
+    if count > MAX_BIASES:
+        raise BadRequest(f"logit_bias has {count} tokens, but must have at most {MAX_BIASES}", "logit_bias")
 
 
 def _check_biases(biases: dict[int, float]) -> None:
-    if len(biases) > MAX_BIASES:
-        raise BadRequest(f"logit_bias has {len(biases)} tokens, but must have at most {MAX_BIASES}", "logit_bias")
+    check_bias_count(len(biases))
     for token, bias in biases.items():
         if not -100 <= bias <= 100:
             raise BadRequest(f"logit_bias of token {token} is {bias}, but must be from -100 to 100", "logit_bias")
