@@ -25,7 +25,7 @@ from dopd_loadgen.drive import DriveSettings, drive
 from dopd_loadgen.model import Planned, Run
 from dopd_loadgen.prompts import token_prompt
 from dopd_loadgen.sim import Roles, Simulation, Stage, simulate
-from dopd_loadgen.target_nats import NatsSettings, NatsTarget
+from dopd_loadgen.target_nats import PROBE_TOKENS, NatsSettings, NatsTarget
 from dopd_planner.history import recall
 from dopd_proto.control import DecisionRecord
 from dopd_proto.subjects import WORKER_STATE
@@ -62,15 +62,21 @@ def later(schedule: Sequence[Planned], by_s: float) -> list[Planned]:
 
 
 def run_virtual_twin(config: Config, schedule: Sequence[Planned], seed: int, span_s: float) -> Told:
-    """In virtual time."""
+    """In virtual time. What the cluster has seen before the load is as live: a stretch of the forecaster's bins without
+    any but the one request with which the client looks whether it is served. Forecasts after a start hang on that."""
+    before_s = config.forecaster.bin_s
+    look_in = Planned(len(schedule), before_s / 2, PROBE_TOKENS, 1)
     stores: list[MemoryStore] = []
 
     async def look(stage: Stage) -> None:
         stores.append(stage.cluster.ledger)
 
-    what = Simulation(config, seed, lambda one: token_prompt(one, seed, *TOKEN_IDS), TIMEOUT_S, span_s, beside=look)
+    what = Simulation(
+        config, seed, lambda one: token_prompt(one, seed, *TOKEN_IDS), TIMEOUT_S, before_s + span_s, beside=look
+    )
     with logs_from("warning"):
-        run = simulate(schedule, what)
+        run = simulate([look_in, *later(schedule, before_s)], what)
+    run = structs.replace(run, records=run.records[1:], started_unix_s=run.started_unix_s + before_s)
     return Told(run, run_virtual(_moves(stores[0].open())))
 
 
@@ -102,7 +108,7 @@ async def _driven(up: Running, schedule: Sequence[Planned], seed: int, span_s: f
     await target.open()
     async with live(up) as clients:
         first = {worker_id: str(state.role) for worker_id, state in clients.cluster.states.items()}
-        await asyncio.sleep(-runtime.now() % config.forecaster.bin_s)  # the twin, too, begins with a bin
+        await asyncio.sleep(-runtime.now() % config.forecaster.bin_s)  # as the twin, begin with a bin
         roles, started_unix_s = Roles(runtime, first), time.time()
         await clients.bus.subscribe(WORKER_STATE.at(), roles.saw)
         records = await drive(schedule, target, DriveSettings(timeout_s=TIMEOUT_S))
