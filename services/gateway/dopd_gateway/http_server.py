@@ -50,6 +50,8 @@ class HttpServer:
                 lifespan="off",
                 access_log=False,
                 log_config=None,
+                # Its warnings are of what clients do, for each request; metrics count that.
+                log_level="error",
                 server_header=False,
                 timeout_keep_alive=limits.keep_alive_s,
                 timeout_graceful_shutdown=max(1, round(stop_timeout_s)),
