@@ -182,3 +182,37 @@ def test_a_crew_gives_every_result_under_its_number(jobs: int) -> None:
 def test_a_child_that_fails_or_dies_ends_the_whole(task: int, kind: type[Exception], said: str) -> None:
     with pytest.raises(kind, match=said), crew(halved, 2) as work:
         dict(work([1, 2, task, 3]))
+
+
+LEADER = """
+import os, sys, time
+from dopd_loadgen.compare.crew import crew
+if __name__ == "__main__":
+    with crew(time.sleep, 2) as work:
+        dict(work([0.0, 0.0]))
+        children = open(f"/proc/self/task/{os.getpid()}/children").read().split()
+        print(*children, flush=True)
+        dict(work([600.0, 600.0]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the kernel's death signal is Linux's")
+def test_a_crew_dies_with_its_leader(tmp_path: Path) -> None:
+    script = tmp_path / "leader.py"
+    script.write_text(LEADER)
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as leader:
+        assert leader.stdout is not None
+        children = [int(pid) for pid in leader.stdout.readline().split()]
+        assert len(children) >= 2
+        leader.kill()
+    deadline_s = time.monotonic() + 20
+    while any(_alive(pid) for pid in children):
+        assert time.monotonic() < deadline_s, "they go on without it"
+        time.sleep(0.05)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -4,6 +4,7 @@ Children are started afresh (spawn), so they have no loop, lock or socket of the
 it ends them. One that dies, or a task that fails, ends the whole. With one job everything is done in this process.
 """
 
+import os
 import signal
 import threading
 import traceback
@@ -15,6 +16,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any, TypeVar
 
 from dopd.errors import DopdError, LoadError
+from dopd.runtime.lifeline import die_with
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -46,7 +48,7 @@ def crew(function: Callable[[T], R], jobs: int) -> Iterator[Work[T, R]]:
 def _started(function: Callable[[Any], Any]) -> tuple[SpawnProcess, Connection]:
     context = get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, function), daemon=True)
+    process = context.Process(target=_serve, args=(theirs, function, os.getpid()), daemon=True)
     process.start()
     theirs.close()
     return process, ours
@@ -80,8 +82,9 @@ def _next(connection: Connection, todo: Iterator[tuple[int, Any]], busy: dict[Co
         return
 
 
-def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
-    """A child's life: until its parent closes the line or ends it."""
+def _serve(connection: Connection, function: Callable[[Any], Any], parent_pid: int) -> None:
+    """A child's life: until its parent closes the line or ends it, or is ended itself in whatever way."""
+    die_with(parent_pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(EOFError, BrokenPipeError):
         while True:
