@@ -1,9 +1,11 @@
 """MessagePack that nobody meant: valid requests with wrong values, bytes changed, and noise.
 
-Each gets one answer, of which none is our fault. `FUZZ_CASES=100000` for many.
+Each gets one answer, and none is our fault. Hypothesis changes fields; plain chance, which is faster, changes bytes.
+`FUZZ_CASES=100000` for many.
 """
 
 import asyncio
+import random
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -19,8 +21,9 @@ from dopd.bus.memory import MemoryBroker
 from dopd_gateway.nats_api import NatsApi
 from dopd_proto.asked import Chat, Chunk, Completion, Failure, Generate, ModelsReply
 from dopd_proto.subjects import Address
+from tests.bad_nats import CASES as BAD
 from tests.bad_nats import CHAT, CHATS, GENERATE, MODELS, TEXT, pack
-from tests.fuzz_rig import CASES, answering, fuzzed
+from tests.fuzz_rig import CASES, SEED, answering, fuzzed
 
 EACH = CASES or 1000
 LIMIT_S = 30
@@ -143,5 +146,39 @@ def test_whatever_comes_gets_one_answer_that_is_not_our_fault_and_the_next_is_se
             assert not isinstance(after, Failure), after
 
     each()
-    print(dict(seen))
+    print(f"mutated fields: {dict(seen)}")
     assert seen["400"] and seen["404"] and seen["Completion"] and seen["ModelsReply"]
+
+
+def mutated(payload: bytes, other: bytes, rng: random.Random) -> bytes:
+    """The payload with a few bytes changed, taken away, put in, or replaced by a piece of another one."""
+    changed = bytearray(payload)
+    for _ in range(rng.randint(1, 3)):
+        place, length = rng.randint(0, len(changed)), rng.randint(0, 6)
+        piece = rng.choice(
+            [rng.randbytes(length), other[(at := rng.randint(0, len(other))) : at + 4 * length], b"", b""]
+        )
+        changed[place : place + rng.randint(0, len(piece) or length)] = piece
+    return bytes(changed)
+
+
+@pytest.mark.timeout(0 if CASES else 120)
+def test_bytes_changed_by_chance_get_one_answer_and_the_next_is_served(runner: asyncio.Runner) -> None:
+    rng = random.Random(f"{SEED}/bytes")
+    caller, seen = Caller(), Counter[str]()
+    pool = [(subject, pack(fields)) for subject, fields in GOOD.items()] * 20
+    pool += [(case.subject, case.payload) for case in BAD if len(case.payload) < 500]
+
+    async def all_of_them() -> None:
+        await caller.start()
+        for number in range(CASES or 5000):
+            subject, payload = rng.choice(pool)
+            answer = await caller.ask(subject, mutated(payload, rng.choice(pool)[1], rng))
+            seen[f"{answer.status}" if isinstance(answer, Failure) else type(answer).__name__] += 1
+            assert not isinstance(answer, Failure) or 400 <= answer.status < 500, answer
+            if not number % 100:
+                assert not isinstance(after := await caller.ask(subject, pack(GOOD[subject])), Failure), after
+
+    runner.run(all_of_them())
+    print(f"mutated bytes: {dict(seen)}")
+    assert seen["400"] and seen["404"] and seen["Completion"]
