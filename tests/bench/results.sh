@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The comparisons of docs/results.md: JSON, page and table of each load and engine in the folder that is given.
 # usage: results.sh FOLDER [ENGINE ...]     (traces in ../shared/data/traces; about two hours on two cores)
-# What exists already is left as it is, so it can be ended at any time and started again.
+# `python -m tests.bench.results_table FOLDER/*.json` makes the tables. What exists already is left as it is, so it can be ended at any time and started again.
 set -euo pipefail
 out=${1:?folder}; shift
 python=${PYTHON:-.venv/bin/python}
@@ -50,8 +50,10 @@ each() { # function: call it for each load and engine
 at() { awk -v f="${fluid[$name,$engine]}" -v s="$1" 'BEGIN {printf "%.4g", f * s}'; }
 policies() { compare "$name-$engine" "$planners,aggregated,distserve,$some" "$(at 0.6),$(at 0.8),$(at 0.95)" "--seeds $seeds"; }
 ratios() { compare "$name-$engine-ratios" "oracle-ratio,$splits" "$(at 0.8)" ""; }
+light() { compare "$name-$engine-light" "$planners,aggregated,distserve,$some" "$(at 0.3),$(at 0.45)" ""; }
 switches() { compare "$name-$engine-switches" "dopd,$switches,dopd-coldstart" "$(at 0.8)" ""; }
 
 each policies
 each ratios
+each light
 each switches
