@@ -50,10 +50,12 @@ each() { # function: call it for each load and engine
 at() { awk -v f="${fluid[$name,$engine]}" -v s="$1" 'BEGIN {printf "%.4g", f * s}'; }
 policies() { compare "$name-$engine" "$planners,aggregated,distserve,$some" "$(at 0.6),$(at 0.8),$(at 0.95)" "--seeds $seeds"; }
 ratios() { compare "$name-$engine-ratios" "oracle-ratio,$splits" "$(at 0.8)" ""; }
+largest() { compare "$name-$engine-largest" "dopd,aggregated,distserve" "$(at 0.5)" "--goodput-search --tolerance 0.06"; }
 light() { compare "$name-$engine-light" "$planners,aggregated,distserve,$some" "$(at 0.3),$(at 0.45)" ""; }
 switches() { compare "$name-$engine-switches" "dopd,$switches,dopd-coldstart" "$(at 0.8)" ""; }
 
 each policies
 each ratios
+each largest
 each light
 each switches
