@@ -43,6 +43,8 @@ _ERROR_SCHEMA = {
         }
     },
 }
+_NULL = {"type": "null"}
+"""Of what is not known: a client that sends null asks for nothing."""
 _TEXT = {"type": "string", "minLength": 1}
 _IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 _SEVERAL = {"type": "array", "items": {"anyOf": [_TEXT, _IDS]}, "minItems": 1, "maxItems": MAX_CHOICES}
@@ -108,7 +110,7 @@ def body_schema(form: Form, model: str) -> dict[str, Any]:
         "type": "object",
         "properties": fields,
         "required": list(form.required),
-        "additionalProperties": False,
+        "additionalProperties": _NULL,
     }
 
 
@@ -154,7 +156,7 @@ def _plain(kind: type[msgspec.Struct], model: str) -> dict[str, Any]:
         name: known.get(name, each if name in schema["required"] else _or_null(each))
         for name, each in schema["properties"].items()
     }
-    return schema | {"properties": properties}
+    return schema | {"properties": properties, "additionalProperties": _NULL}
 
 
 def _post(schema: dict[str, Any], answer: str, path: str) -> dict[str, Any]:
