@@ -24,12 +24,12 @@ pytestmark = [
 
 IDLE_S, PART_S = 2.0, 7.0
 PARTS = ((8.0, 1400, 12), (12.0, 100, 100))
-"""Requests per second, mean input and output tokens: more than two prefill workers do, then more than one decode
-worker does."""
+"""Requests per second, mean input and output tokens: twice what one prefill worker does, then answers, for
+which it should decode again."""
 NEAR = 0.25
 SPAN_S = IDLE_S + PART_S * len(PARTS)
 CONFIG = Config(
-    cluster=ClusterConfig(prefill=2, decode=2),
+    cluster=ClusterConfig(prefill=1, decode=3),
     slo=SloConfig(tpot_s=0.05),
     policy=PolicyConfig(name="dopd"),
     gateway=GatewayConfig(window_s=2.0),
