@@ -179,10 +179,10 @@ async def measure(ways: Sequence[Way], nats: str, rate: float, said: list[str]) 
     async with opened(ways, said) as good:
         for number in range(ROUNDS):
             for way in good:
-                before = {name: taken(pid).cpu_s for name, pid in way.pids.items()}
+                before = {name: taken(pid, children=True).cpu_s for name, pid in way.pids.items()}
                 way.take(await drive(schedule(number, rate), way.target, DriveSettings(timeout_s=30.0)))
                 for name, pid in way.pids.items():
-                    way.cpu_s[name] = way.cpu_s.get(name, 0.0) + taken(pid).cpu_s - before[name]
+                    way.cpu_s[name] = way.cpu_s.get(name, 0.0) + taken(pid, children=True).cpu_s - before[name]
             trips_s += await round_trips(nats, [planned.at_s for planned in schedule(number, rate)])
         return good, trips_s
 
@@ -223,7 +223,7 @@ def told(ways: Sequence[Way], trips_s: Sequence[float], rate: float) -> None:
     print(f"\n{'CPU of':34} us/token   ms/request   RSS MB")
     for way in ways:
         for name, used_s in way.cpu_s.items():
-            memory = taken(way.pids[name]).rss_mb
+            memory = taken(way.pids[name], children=True).rss_mb
             per_token, per_request = used_s / max(1, way.tokens) * 1e6, used_s / way.requests * 1e3
             print(f"{way.name:22} {name:11} {per_token:8.1f} {per_request:12.2f} {memory:8.0f}")
 

@@ -1,6 +1,6 @@
 """What processes take: CPU seconds, resident memory and open files, out of /proc.
 
-Consumes pids; produces `Taken`, of a process and all its children.
+Consumes pids; produces `Taken`, of a process alone or with its children.
 """
 
 import os
@@ -15,17 +15,17 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Sums over a process and its living children. `cpu_s` counts from their start."""
+    """`cpu_s` counts from the start."""
 
     cpu_s: float = 0.0
     rss_mb: float = 0.0
     files: int = 0
 
 
-def taken(pid: int) -> Taken:
-    """Zeros for a process that is gone."""
+def taken(pid: int, children: bool = False) -> Taken:
+    """Zeros for a process that is gone; with `children` the sum over all that live."""
     cpu_s, rss_mb, files = 0.0, 0.0, 0
-    for member in _family(pid):
+    for member in _family(pid) if children else (pid,):
         with suppress(OSError):
             fields = _stat(member)
             cpu_s += (int(fields[11]) + int(fields[12])) / _TICKS
