@@ -71,6 +71,7 @@ class ScriptedStream:
     def __init__(self, request_id: str, script: Script) -> None:
         self.request_id, self._script = request_id, script
         self.cancelled = asyncio.Event()
+        self.behind = False
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
         for step in self._script:

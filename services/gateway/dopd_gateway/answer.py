@@ -46,6 +46,11 @@ class Answer:
         self._count = self._chunks = 0
         self._over = False
 
+    @property
+    def behind(self) -> bool:
+        """Whether the reader is: what comes next is here already."""
+        return self._stream.behind
+
     async def parts(self) -> AsyncGenerator[Part, None]:
         """Parts until one has an end. Raises RequestError when the request fails."""
         try:

@@ -24,6 +24,11 @@ class Several:
         self.request_id = answers[0].request_id
         self._parts: asyncio.Queue[Part | BaseException] = asyncio.Queue()
 
+    @property
+    def behind(self) -> bool:
+        """Whether the reader is: what comes next is here already."""
+        return not self._parts.empty()
+
     async def parts(self) -> AsyncGenerator[Part, None]:
         """Parts of all until the last one has an end. Raises RequestError when one fails."""
         reading = [asyncio.create_task(self._read(answer)) for answer in self._answers]

@@ -54,6 +54,10 @@ class TokenStream(Protocol):
 
     request_id: str
 
+    @property
+    def behind(self) -> bool:
+        """Whether the reader is: the next piece, or the error, is here already."""
+
     def __aiter__(self) -> AsyncIterator[Piece]:
         """Pieces until one has an `end`. Raises RequestError when the request fails."""
 
@@ -79,6 +83,10 @@ class Stream:
     def put(self, event: Piece | RequestError) -> None:
         """Hand a piece, or the error that ends the stream, to the reader."""
         self._events.put_nowait(event)
+
+    @property
+    def behind(self) -> bool:
+        return not self._events.empty()
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
         while True:
