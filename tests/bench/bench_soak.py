@@ -1,9 +1,9 @@
 """Half an hour at 70 % of capacity, over HTTP and NATS: what grows, what is left over, what failed.
 
-The cluster is that of `dopd up --demo` with its default policy, whose planner decides each round; a steady load need not
-make it change a role. Every answer is compared with what the emulated model says. Prints memory and open files of each
-service over time, and their slopes; asserts that no request failed and that nothing is left in gateway and workers, and
-nothing about time or memory.
+The cluster is that of `dopd up --demo` with its default policy, whose planner decides each round; a steady load need
+not make it change a role. Every answer is compared with what the emulated model says. Prints memory and open files of
+each service over time, and their slopes; asserts that no request failed and that nothing is left in gateway and
+workers, and nothing about time or memory.
 `make bench BENCH=soak`; SOAK_S is how long (default 1800).
 """
 
@@ -136,10 +136,9 @@ async def test_memory_and_leftovers_over_a_long_load(tmp_path: Path) -> None:
             await asyncio.sleep(3.0)  # heartbeats: the gateway's counts, and its keep-alive connections
             watch.told()
             print(f"{watch.requests} requests, wrong: {dict(watch.wrong)}, KV misses {clients.kv_misses()}")
-            states = clients.cluster.states.values()
-            print("left in workers: " + ", ".join(
-                f"{s.worker_id} {s.running + s.waiting} requests, {s.kv_used_tokens} KV tokens, epoch {s.epoch}" for s in states
-            ))  # fmt: skip
+            for worker_id, state in sorted(clients.cluster.states.items()):
+                requests, kv_tokens = state.running + state.waiting, state.kv_used_tokens
+                print(f"left in {worker_id}: {requests} requests, {kv_tokens} KV tokens; role epoch {state.epoch}")
             left = await held(clients)
             print(f"left in the gateway: {left}")
         up.interrupt()
