@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from dopd import perf
-from dopd.config import ClusterConfig, Config, EngineConfig
+from dopd.config import ClusterConfig, Config, EngineConfig, PolicyConfig
 from dopd.obs.log import logs_from
 from dopd.perf.fit import fit, non_negative
 from dopd.perf.model import step_s
@@ -65,7 +65,7 @@ def predicted(true: Steady, run: int, prefill: str = PREFILL.name, decode: str =
         for index in range(requests)
     ]
     engine = EngineConfig(profile=prefill, decode_profile=decode, save_decode_cache=False)
-    config = Config(cluster=ClusterConfig(prefill=1, decode=1), engine=engine)
+    config = Config(cluster=ClusterConfig(prefill=1, decode=1), engine=engine, policy=PolicyConfig("simple"))
     with logs_from("warning"):
         what = Simulation(config, 1, _prompt, timeout_s=600.0, span_s=100.0, max_concurrency=concurrency)
         done = simulate(plans, what)
