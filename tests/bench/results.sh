@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The comparisons of docs/results.md: JSON, page and table of each load and engine in the folder that is given.
-# usage: results.sh FOLDER [ENGINE ...]     (traces in ../shared/data/traces; about two hours on two cores)
-# `python -m tests.bench.results_table FOLDER/*.json` makes the tables. What exists already is left as it is, so it can be ended at any time and started again.
+# usage: results.sh FOLDER [ENGINE ...]     (traces in ../shared/data/traces; some hours on two cores)
+# `python -m tests.bench.results_table FOLDER/*.json` makes the tables. What exists already is left as it is, so it can be
+# ended at any time and started again. STEPS="policies ratios" and LOADS="shift azure-conv" do a part of it.
 set -euo pipefail
 out=${1:?folder}; shift
 python=${PYTHON:-.venv/bin/python}
@@ -43,6 +44,7 @@ each() { # function: call it for each load and engine
   for engine in "${engines[@]}"; do
     for load in "${loads[@]}"; do
       IFS='|' read -r name source seconds flags seeds some <<<"$load"
+      [[ " ${LOADS:-$name} " == *" $name "* ]] || continue
       "$1"
     done
   done
@@ -54,8 +56,4 @@ largest() { compare "$name-$engine-largest" "dopd,aggregated,distserve" "$(at 0.
 light() { compare "$name-$engine-light" "$planners,aggregated,distserve,$some" "$(at 0.3),$(at 0.45)" ""; }
 switches() { compare "$name-$engine-switches" "dopd,$switches,dopd-coldstart" "$(at 0.8)" ""; }
 
-each policies
-each ratios
-each largest
-each light
-each switches
+for step in ${STEPS:-policies ratios largest light switches}; do each "$step"; done
