@@ -15,7 +15,7 @@ from dopd.engine.sim.tokens import VOCABULARY
 from dopd.errors import ConfigError, RequestError
 from dopd.obs.metric_table import METRICS, markdown
 from dopd.obs.metrics import MOST_VALUES, Metrics, bus_source
-from dopd.obs.operator_http import HEAD_BYTES, OperatorHttp
+from dopd.obs.operator_http import HEAD_BYTES, NotYet, OperatorHttp, Page
 from dopd.runtime.virtual import VirtualRuntime, run_virtual
 from dopd.slo import Slo
 from dopd.worker import metrics as worker_metrics
@@ -265,9 +265,17 @@ def fails() -> bytes:
     raise ZeroDivisionError("a page that fails")
 
 
+def later() -> bytes:
+    raise NotYet("no worker serves")
+
+
 @pytest.fixture
 async def port():  # type: ignore[no-untyped-def]
-    pages = {"/metrics": ("text/plain; version=0.0.4", Metrics("test").page), "/broken": ("text/plain", fails)}
+    pages: dict[str, Page] = {
+        "/metrics": ("text/plain; version=0.0.4", Metrics("test").page),
+        "/broken": ("text/plain", fails),
+        "/later": ("text/plain", later),
+    }
     operator = OperatorHttp(pages, "127.0.0.1", 0)
     yield await operator.start()
     await operator.stop()
@@ -281,6 +289,8 @@ async def test_the_port_answers_its_pages_and_nothing_else(port: str) -> None:
         assert (await client.get("/v1/completions")).status_code == 404
         assert (await client.post("/metrics", content=b"x")).status_code == 405
         assert (await client.get("/broken")).status_code == 500
+        not_yet = await client.get("/later")
+        assert (not_yet.status_code, not_yet.text) == (503, "no worker serves\n")
         head = await client.head("/metrics")
         assert head.status_code == 200 and not head.content
 

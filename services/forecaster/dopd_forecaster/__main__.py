@@ -15,6 +15,7 @@ async def serve(ctx: ServiceContext) -> None:
     forecaster = Forecaster(ctx.bus, ctx.runtime, config, *profiles, ctx.tracing)
     ctx.metrics.add(lambda: metrics.samples(forecaster))
     await forecaster.start()
+    ctx.readiness.when()
     await ctx.stop.wait()
     await forecaster.stop()
 

@@ -5,7 +5,7 @@ import argparse
 from dopd.config import EngineConfig, real_engine, served_name
 from dopd.engine.sim.tokens import VOCABULARY
 from dopd.policy import policy_of
-from dopd.runtime.main import ServiceContext, run_service
+from dopd.runtime.main import ServiceContext, host_name, run_service
 from dopd.slo import Slo
 from dopd_gateway.api import TextGateway
 from dopd_gateway.discovery import Discovery
@@ -24,7 +24,7 @@ from dopd_gateway.tokenizer import Tokenizer
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the gateway adds to the common arguments."""
-    parser.add_argument("--gateway-id", default="g1", help="unique among the gateways of a cluster (default: g1)")
+    parser.add_argument("--gateway-id", default=host_name(), help="unique in the cluster (default: this host's name)")
 
 
 def vocabulary(engine: EngineConfig) -> Vocabulary:
@@ -64,6 +64,7 @@ async def serve(ctx: ServiceContext) -> None:
     await nats.start()
     await found.start()
     await http.start()
+    ctx.readiness.when(lambda: "" if api.ready() else "no worker serves")
     await ctx.stop.wait()
     await http.stop()
     await found.stop()

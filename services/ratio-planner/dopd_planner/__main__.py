@@ -24,6 +24,7 @@ async def serve(ctx: ServiceContext) -> None:
     )  # fmt: skip
     ctx.metrics.add(lambda: metrics.samples(planner))
     await planner.start()
+    ctx.readiness.when(lambda: "" if planner.hears_ledger else "the ledger does not answer")
     waits = [asyncio.create_task(ctx.stop.wait()), asyncio.create_task(planner.ended())]
     done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:

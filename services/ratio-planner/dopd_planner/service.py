@@ -61,6 +61,7 @@ class RatioPlanner:
         self._under_way: list[tuple[DecisionRecord, Change]] = []
         self.lead = Lead(ledger, bus, self.planner_id, config.lease_s)
         self._failed = ""
+        self.hears_ledger = False
         self._people = People(self, bus, runtime, config)
         self._subscriptions: list[Subscription] = []
         self._round: asyncio.Task[None] | None = None
@@ -121,7 +122,9 @@ class RatioPlanner:
         while True:
             try:
                 await self._one_round()
+                self.hears_ledger = True
             except LedgerLost as error:
+                self.hears_ledger = False
                 if self.leading:
                     self._log.error("ledger_lost", detail=str(error))
                 await self._lead(None)

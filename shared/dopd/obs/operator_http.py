@@ -14,7 +14,11 @@ from dopd.obs.log import get_logger
 HEAD_BYTES, HEAD_S, MOST_CONNECTIONS = 8192, 5.0, 32
 
 Page = tuple[str, Callable[[], bytes]]
-"""Content type, and what makes the text now."""
+"""Content type, and what makes the text now, or raises `NotYet`."""
+
+
+class NotYet(Exception):
+    """What a page raises that will have something to say later; its text is the answer, with status 503."""
 
 
 class OperatorHttp:
@@ -65,6 +69,8 @@ class OperatorHttp:
         kind, make = self._pages[path]
         try:
             body = make()
+        except NotYet as reason:
+            return _response("503 Service Unavailable", "text/plain", f"{reason}\n".encode())
         except Exception:
             get_logger().error("operator_page_failed", path=path, exc_info=True)
             return _response("500 Internal Server Error", "text/plain", b"the log says why\n")

@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import os
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -31,10 +32,11 @@ from dopd.bus.common import shown
 from dopd.config import Config
 from dopd.errors import ConfigError, DopdError
 from dopd.obs.log import get_logger, set_up
-from dopd.obs.operator_http import OperatorHttp
+from dopd.obs.operator_http import OperatorHttp, Page
 from dopd.obs.telemetry import Tracing
 from dopd.runtime.clock import RealRuntime
 from dopd.runtime.lifeline import hold_to_parent, watch_parent
+from dopd.runtime.readiness import Readiness
 
 if TYPE_CHECKING:
     from dopd.obs.metrics import Metrics
@@ -51,6 +53,7 @@ class ServiceContext:
     """What a service is given. It ends soon after `stop` is set; returning earlier ends the process, too.
 
     `metrics` has the bus and the process already, and is on the operator port. `tracing` is None while it is off.
+    `readiness` is to be told when the service does its work, and by what it can be seen.
     """
 
     name: str
@@ -61,6 +64,7 @@ class ServiceContext:
     stop: asyncio.Event
     metrics: "Metrics"
     tracing: Tracing | None
+    readiness: Readiness
 
 
 Main = Callable[[ServiceContext], Awaitable[None]]
@@ -111,6 +115,11 @@ def add_config_argument(parser: argparse.ArgumentParser) -> None:
         default=Path(named) if named else None,
         help=f"TOML file (default: ${CONFIG_VARIABLE}, else built-in values); DOPD__SECTION__KEY=… overrides a key",
     )
+
+
+def host_name() -> str:
+    """This host's own name, without its domain: of a container it is unique, and stays over restarts."""
+    return socket.gethostname().partition(".")[0]
 
 
 def stop_on_signals(stop: asyncio.Event) -> None:
@@ -175,12 +184,17 @@ async def _watched(
     metrics = Metrics(name)
     metrics.add(bus_source(bus))
     tracing = Tracing.from_environment(args.service, getattr(args, "gateway_id", name), runtime.now)
-    pages = {"/metrics": (CONTENT_TYPE, metrics.page), "/health": ("text/plain", lambda: b"ok\n")}
+    readiness = Readiness(bus)
+    pages: dict[str, Page] = {
+        "/metrics": (CONTENT_TYPE, metrics.page),
+        "/health": ("text/plain", lambda: b"ok\n"),
+        "/ready": ("text/plain", readiness.page),
+    }
     operator = OperatorHttp(pages, config.observability.operator_host, config.observability.operator_port)
     url = await operator.start()
     try:
         _announce(config, url)
-        await main(ServiceContext(name, args, config, runtime, bus, stop, metrics, tracing))
+        await main(ServiceContext(name, args, config, runtime, bus, stop, metrics, tracing, readiness))
     finally:
         await operator.stop()
         if tracing is not None:

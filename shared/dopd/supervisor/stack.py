@@ -104,7 +104,7 @@ def gateway(config: Config, state: StateDir) -> Spec:
     return service(
         state,
         "gateway",
-        "dopd_gateway",
+        *("dopd_gateway", "--gateway-id", "g1"),
         ready=http_ok(f"{url}/ready"),
         stop_rank=GATEWAY_RANK,
         grace_s=config.worker.stop_grace_s + 10.0,

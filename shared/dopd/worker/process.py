@@ -16,7 +16,7 @@ from dopd.engine.sim.store import BusStore
 from dopd.errors import EngineError
 from dopd.policy import policy_of
 from dopd.policy.base import Policy
-from dopd.runtime.main import ServiceContext, run_service
+from dopd.runtime.main import ServiceContext, host_name, run_service
 from dopd.worker import metrics
 from dopd.worker.host import Worker
 from dopd_proto.base import Role
@@ -28,7 +28,11 @@ def run_worker(name: str, first_role: Role) -> NoReturn:
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--worker-id", required=True, help="neutral id, for example w1; the role may change")
+    parser.add_argument(
+        "--worker-id",
+        default=host_name(),
+        help="unique in the cluster, for example w1; neutral, as the role may change (default: this host's name)",
+    )
 
 
 async def _serve(first_role: Role, ctx: ServiceContext) -> None:
@@ -41,12 +45,19 @@ async def _serve(first_role: Role, ctx: ServiceContext) -> None:
         served_name(config.engine), config.engine.kv_domain, policy.starts and policy.starts(), ctx.tracing,
     )  # fmt: skip
     ctx.metrics.add(lambda: metrics.samples(worker, ctx.runtime.now()))
+    ctx.readiness.when(partial(_lacks, worker))
     await worker.start()
     await engine.set_budget(policy.budget)
     await _first(ctx.stop, worker.failed)
     await worker.stop()
     if worker.failed.is_set():
         raise EngineError("the engine died")
+
+
+def _lacks(worker: Worker) -> str:
+    """Why it takes no work; empty when it does."""
+    phase = worker.said.phase if worker.said is not None else "starting"
+    return "" if phase in ("serving", "draining") else f"the worker is {phase}"
 
 
 async def _first(*events: asyncio.Event) -> None:

@@ -68,6 +68,7 @@ async def main(ctx: ServiceContext) -> None:
     engine = ctx.config.engine
     store = LocalStore(engine.sim_store_tokens, named(engine.profile).chunk_tokens)
     serving = await serve_store(ctx.bus, engine.kv_domain, store)
+    ctx.readiness.when()
     await ctx.stop.wait()
     await serving.stop()
 
