@@ -9,9 +9,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from dopd.obs.explain import split
 from dopd.obs.log import logs_from
 from dopd_loadgen.compare import whatif
-from dopd_planner.explain import split
 from dopd_proto.control import DecisionRecord
 
 FOLDER = Path(__file__).parent / "golden" / "decisions"

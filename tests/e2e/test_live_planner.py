@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from dopd.errors import BusError
+from dopd.obs.explain import REASONS
 from dopd.runtime.clock import OFFSET_VARIABLE
-from dopd_planner.explain import REASONS
 from dopd_proto.control import DecisionRecord, DecisionsReply, DecisionsRequest
 from dopd_proto.subjects import DECISIONS, FORECAST
 from dopd_proto.telemetry import Forecast

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from dopd.bus import Bus
+from dopd.obs.explain import table, words
 from dopd_loadgen.sim import Stage
-from dopd_planner.explain import table, words
 from dopd_proto.base import Message
 from dopd_proto.control import DecisionsReply, DecisionsRequest, RoleChange
 from dopd_proto.subjects import DECISIONS

@@ -12,6 +12,7 @@ import pytest
 
 from dopd.bus.memory import Fault
 from dopd.config import Config
+from dopd.obs.explain import REASONS
 from dopd.policy import forecaster_of
 from dopd.runtime.clock import Runtime
 from dopd.runtime.virtual import VirtualRuntime
@@ -19,7 +20,6 @@ from dopd.slo import Slo
 from dopd_forecaster.service import Forecaster
 from dopd_gateway.stream import Inbound
 from dopd_loadgen.sim import Stage
-from dopd_planner.explain import REASONS
 from dopd_proto.base import Message
 from dopd_proto.control import DecisionRecord, RoleChange
 from dopd_proto.request import Sampling

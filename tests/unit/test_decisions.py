@@ -11,8 +11,8 @@ import pytest
 
 from dopd import policy
 from dopd.ledger.memory import MemoryStore
+from dopd.obs.explain import REASONS, table, words
 from dopd_planner import decisions_cli, history
-from dopd_planner.explain import REASONS, table, words
 from dopd_planner.history import History
 from dopd_planner.sight import Pace, cluster_view, forecast_view
 from dopd_proto.control import Change, ChangeOutcome, Considered, DecisionRecord

@@ -14,6 +14,7 @@ import msgspec
 
 from dopd import config as configs
 from dopd.errors import ConfigError, LoadError
+from dopd.obs.explain import table, words
 from dopd.obs.log import logs_from
 from dopd.runtime.main import add_config_argument
 from dopd.runtime.virtual import run_virtual
@@ -27,7 +28,6 @@ from dopd_loadgen.report.files import write_whole
 from dopd_loadgen.sim import Stage, simulate
 from dopd_loadgen.workload import plan
 from dopd_loadgen.workload.spec import check
-from dopd_planner.explain import table, words
 from dopd_planner.history import recall
 from dopd_proto.control import DecisionRecord
 

@@ -13,9 +13,9 @@ import msgspec
 from dopd.bus.common import shown
 from dopd.bus.nats_bus import NatsBus
 from dopd.errors import BusError, ConfigError, DopdError, NoResponders, RequestTimeout
+from dopd.obs.explain import table, words
 from dopd.runtime.main import add_config_argument
 from dopd.supervisor.where import nats_url
-from dopd_planner.explain import table, words
 from dopd_planner.roles_cli import CONNECT_S
 from dopd_proto.control import DecisionRecord, DecisionsReply, DecisionsRequest
 from dopd_proto.subjects import DECISIONS

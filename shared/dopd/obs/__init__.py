@@ -1,1 +1,1 @@
-"""What people see of a running service: logs and traces."""
+"""What people see of a running service: logs, traces, numbers, and what the planner decided."""
