@@ -11,11 +11,13 @@ from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
 from dopd.config import ClusterConfig, Config, GatewayConfig, HttpConfig, PolicyConfig
+from dopd.engine.sim.store import samples as store_samples
 from dopd.engine.sim.tokens import VOCABULARY
 from dopd.errors import ConfigError, RequestError
 from dopd.obs.metric_table import METRICS, markdown
 from dopd.obs.metrics import MOST_VALUES, Metrics, bus_source
 from dopd.obs.operator_http import HEAD_BYTES, NotYet, OperatorHttp, Page
+from dopd.policy.base import Alternative, Plan
 from dopd.runtime.virtual import VirtualRuntime, run_virtual
 from dopd.slo import Slo
 from dopd.worker import metrics as worker_metrics
@@ -24,7 +26,7 @@ from dopd_gateway.api import TextGateway
 from dopd_gateway.http import create_app
 from dopd_gateway.http_connection import Room
 from dopd_gateway.http_server import HttpServer
-from dopd_gateway.metrics import GatewayMetrics, connections, failures
+from dopd_gateway.metrics import GatewayMetrics, connections, failures, targets
 from dopd_gateway.nats_api import NatsApi
 from dopd_gateway.number_tokenizer import NumberTokenizer
 from dopd_gateway.stream import Inbound
@@ -52,9 +54,12 @@ class Watched:
         self.cluster = cluster
         self.pages: dict[str, Metrics] = {}
         runtime, gateway, planner = cluster.runtime, cluster.gateway, cluster.planner
-        self.gateway, self.planner = GatewayMetrics(self.of("g1").histogram), PlannerMetrics()
+        self.gateway = GatewayMetrics(self.of("g1").histogram)
+        self.planner = PlannerMetrics(self.of("planner").histogram)
         gateway._on_ended, planner._on_written = self.gateway.ended, self.planner.written
         self.of("g1").add(lambda: self.gateway.samples(gateway))
+        self.of("g1").add(lambda: targets(Slo()))
+        self.of("store").add(lambda: store_samples(cluster.store))
         self.of("planner").add(lambda: self.planner.samples(planner))
         self.of("forecaster").add(lambda: forecaster_metrics.samples(cluster.forecaster))
         for name, worker in cluster.workers.items():
@@ -130,6 +135,8 @@ def ran() -> dict[str, Values]:
         cluster.buses["g1"].faults.report("slow_consumer", "dopd.v1.x", "a test")
         room = Room(HttpConfig(), 10, open=3, held_bytes=512, refused=Counter(request_timeout=2), cut=1)
         watched.of("g1").add(lambda: connections(room))
+        splits = (Alternative(2, 1, 0.99, 0.4, "prefill"), Alternative(1, 2, 0.7, -0.2, "prefill"))
+        cluster.planner.planned = Plan({}, reason="grow_prefill", alternatives=splits)  # that policy plans nothing
         cluster.workers["w1"].tally.refused["draining"] += 1
         cluster.forecaster.refused["late"] += 1
         await asyncio.sleep(15.0)
@@ -178,6 +185,9 @@ def test_the_gateway_counts_requests_tokens_and_latencies(ran: dict[str, Values]
     assert value(shown, "dopd_requests_total", outcome="failed") == 1
     assert value(shown, "dopd_request_failures_total", code="deadline_exceeded") == 1
     assert value(shown, "dopd_requests_within_slo_total") == REQUESTS + 2
+    assert value(shown, "dopd_arrivals_total") == REQUESTS + 3
+    assert value(shown, "dopd_requests_refused_total") == value(shown, "dopd_slo_missed_total", target="ttft") == 0
+    assert value(shown, "dopd_slo_seconds", target="ttft") == Slo().ttft_s
     assert value(shown, "dopd_tokens_total", kind="prompt") == (REQUESTS + 3) * ISL
     assert (REQUESTS + 1) * OSL < value(shown, "dopd_tokens_total", kind="output") <= (REQUESTS + 2) * OSL
     for name in ("dopd_ttft_seconds", "dopd_tpot_seconds"):
@@ -206,6 +216,15 @@ def test_workers_show_what_they_are_and_did(ran: dict[str, Values]) -> None:
     for shown in workers[:2]:  # the third had nothing to do
         steps, busy_s = value(shown, "dopd_engine_step_seconds_count"), value(shown, "dopd_engine_step_seconds_sum")
         assert 1e-3 < busy_s / steps < 0.2
+    fed = {
+        kv: sum(value(shown, "dopd_worker_input_tokens_total", kv=kv) for shown in workers)
+        for kv in ("computed", "local", "store")
+    }
+    assert sum(fed.values()) == (REQUESTS + 2) * (2 * ISL + 1)  # the decode side reads prompt and first token
+    store = ran["store"]
+    assert fed["store"] <= value(store, "dopd_kv_store_found_tokens_total")
+    assert value(store, "dopd_kv_store_found_tokens_total") < value(store, "dopd_kv_store_looked_up_tokens_total")
+    assert value(store, "dopd_kv_store_used_tokens") > 0 == value(store, "dopd_kv_store_dropped_tokens_total")
     for shown in workers:
         assert value(shown, "dopd_kv_total_tokens") > value(shown, "dopd_kv_used_tokens") >= 0
 
@@ -216,13 +235,28 @@ def test_the_planner_shows_the_split_and_what_came_of_decisions(ran: dict[str, V
     assert [value(shown, "dopd_planner_workers", role=role) for role in ("prefill", "decode", "mixed")] == [2, 1, 0]
     assert value(shown, "dopd_planner_decisions_total", why="person", reason="person") == 1
     assert value(shown, "dopd_role_changes_total", outcome="drained") == 1
+    assert value(shown, "dopd_role_changes_total", outcome="timed_out") == 0
+    for stage in ("accepting", "drained"):
+        assert value(shown, f"dopd_role_change_{stage}_seconds_count") == 1
     assert value(shown, "dopd_planner_pinned_workers") == 1
+    assert [value(shown, "dopd_planner_wanted_workers", role=role) for role in ("prefill", "decode")] == [2, 1]
+    predicted = {
+        split: value(shown, "dopd_planner_predicted_attainment_ratio", split=split) for split in ("2P1D", "1P2D")
+    }
+    assert predicted == {"2P1D": 0.99, "1P2D": 0.7}
+    assert value(shown, "dopd_planner_predicted_headroom_ratio", split="1P2D") == -0.2
 
 
 def test_the_forecaster_shows_what_came_and_what_it_expected(ran: dict[str, Values]) -> None:
     shown = ran["forecaster"]
     assert value(shown, "dopd_arrivals_per_second") >= 0
     assert value(shown, "dopd_forecast_requests_per_second", horizon_s="10") > 0
+    levels = ("0.1", "0.5", "0.9", "0.95")
+    band = [value(shown, "dopd_forecast_quantile_requests_per_second", horizon_s="60", level=level) for level in levels]
+    assert band == sorted(band) and band[0] < band[-1]
+    assert value(shown, "dopd_forecast_busy_workers", role="prefill", horizon_s="10") > 0
+    assert value(shown, "dopd_forecast_timestamp_seconds", horizon_s="300") > 40  # the run's own clock began at 0
+    assert value(shown, "dopd_forecast_windows_refused_total", reason="duplicate") == 0
     assert value(shown, "dopd_forecast_error_ratio", series="requests_per_s", horizon_s="10") >= 0
 
 
@@ -252,7 +286,7 @@ async def test_connections_that_a_limit_ends_are_counted() -> None:
     async with asyncio.timeout(20.0):
         assert (await reader.read()).startswith(b"HTTP/1.1 408")
     shown = {labels: value for name, labels, value in connections(server.room) if name == "dopd_http_refused_total"}
-    assert shown == {("request_timeout",): 1, ("",): 0}
+    assert shown == {("request_timeout",): 1, ("none",): 0}
     writer.close()
     await writer.wait_closed()
     await server.stop()

@@ -11,7 +11,7 @@ from dopd_gateway.api import TextGateway
 from dopd_gateway.discovery import Discovery
 from dopd_gateway.http import create_app
 from dopd_gateway.http_server import HttpServer
-from dopd_gateway.metrics import GatewayMetrics, connections, failures
+from dopd_gateway.metrics import GatewayMetrics, connections, failures, targets
 from dopd_gateway.nats_api import NatsApi
 from dopd_gateway.number_tokenizer import NumberTokenizer
 from dopd_gateway.over import OnEnded, all_of, log_ended
@@ -47,6 +47,7 @@ async def serve(ctx: ServiceContext) -> None:
     )  # fmt: skip
     ctx.metrics.add(lambda: metrics.samples(gateway))
     slo = Slo(config.slo.ttft_s, config.slo.tpot_s)
+    ctx.metrics.add(lambda: targets(slo))
     rates = Rates(config.gateway.requests_per_s_per_key, config.gateway.burst_per_key)
     api = TextGateway(
         gateway, words, ctx.runtime, slo, config.gateway.timeout_s, config.gateway.chat_max_tokens, rates

@@ -10,6 +10,7 @@ from typing import get_args
 
 from dopd.errors import RequestError
 from dopd.obs.metric_table import Sample
+from dopd.slo import Slo
 from dopd_gateway.core import End, Request
 from dopd_gateway.http_connection import Room
 from dopd_gateway.service import Gateway
@@ -28,6 +29,7 @@ class GatewayMetrics:
         self._duration = histogram("dopd_request_duration_seconds")
         self._outcomes: Counter[End] = Counter(dict.fromkeys(get_args(End), 0))
         self._failures: Counter[str] = Counter()
+        self._late = dict.fromkeys(("ttft", "tpot"), 0)
         self._within_slo = self._prompt = self._output = self._placements = self._lost = self._missed = 0
 
     def ended(self, request: Request, end: End, error: RequestError | None) -> None:
@@ -53,7 +55,10 @@ class GatewayMetrics:
             if later:
                 self._tpot(tpot_s)
             slo = request.inbound.slo
-            self._within_slo += ttft_s <= slo.ttft_s and tpot_s <= slo.tpot_s
+            late, slow = ttft_s > slo.ttft_s, tpot_s > slo.tpot_s
+            self._late["ttft"] += late
+            self._late["tpot"] += slow
+            self._within_slo += not (late or slow)
 
     def samples(self, gateway: Gateway) -> Iterator[Sample]:
         """All but the histograms."""
@@ -64,6 +69,10 @@ class GatewayMetrics:
         in_hand = gateway.in_hand
         prompt = self._prompt + sum(len(request.inbound.tokens) for request in in_hand)
         output = self._output + sum(len(request.output) for request in in_hand)
+        yield "dopd_arrivals_total", (), sum(self._outcomes.values()) + len(in_hand)
+        yield "dopd_requests_refused_total", (), gateway.refused
+        for target, count in self._late.items():
+            yield "dopd_slo_missed_total", (target,), count
         yield "dopd_tokens_total", ("prompt",), prompt
         yield "dopd_tokens_total", ("output",), output
         yield "dopd_requests_within_slo_total", (), self._within_slo
@@ -75,6 +84,12 @@ class GatewayMetrics:
         yield "dopd_waiting_prefill_tokens", (), sum(view.uncached_tokens for view in waiting if not view.kv_tokens)
         yield "dopd_running_requests", (), len(in_hand) - len(waiting)
         yield from _workers(gateway)
+
+
+def targets(slo: Slo) -> Iterator[Sample]:
+    """Of requests that bring none."""
+    yield "dopd_slo_seconds", ("ttft",), slo.ttft_s
+    yield "dopd_slo_seconds", ("tpot",), slo.tpot_s
 
 
 def failures(api: str, counts: Mapping[str, int]) -> Iterator[Sample]:
@@ -89,7 +104,7 @@ def connections(room: Room) -> Iterator[Sample]:
     yield "dopd_http_held_bytes", (), room.held_bytes
     for code, count in room.refused.items():
         yield "dopd_http_refused_total", (code,), count
-    yield "dopd_http_refused_total", ("",), room.cut
+    yield "dopd_http_refused_total", ("none",), room.cut
 
 
 def _workers(gateway: Gateway) -> Iterator[Sample]:

@@ -83,6 +83,7 @@ class Gateway:
         self._streams: dict[str, Stream] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._waiting: dict[str, RequestView] = {}
+        self.refused = 0
         self._lengths = Lengths()
         self._presence = Presence(gateway_id, self.incarnation, bus, runtime, config, tracing)
         self._mend = Mend(self, self._requests, bus, runtime, config)
@@ -157,6 +158,7 @@ class Gateway:
 
     def open(self, inbound: Inbound) -> Stream:
         if len(self._waiting) >= self._config.max_waiting:
+            self.refused += 1
             raise TooManyRequests(f"{len(self._waiting)} requests wait already")
         now_s = self._runtime.now()
         request = Request(self._runtime.new_id("req"), inbound, now_s)

@@ -16,7 +16,7 @@ async def serve(ctx: ServiceContext) -> None:
     ledger = await JetStreamLedger.open(config.cluster.broker_url, ctx.runtime, name="ratio-planner-ledger")
     policy = policy_of(config)
     make = policy.planner
-    metrics = PlannerMetrics()
+    metrics = PlannerMetrics(ctx.metrics.histogram)
     planner = RatioPlanner(
         "planner", ctx.bus, ledger, ctx.runtime, planner_of(policy, config),
         Slo(config.slo.ttft_s, config.slo.tpot_s), make() if make is not None else None,

@@ -58,6 +58,7 @@ class RatioPlanner:
         self._plan_state: Any = planner.initial() if planner is not None else None
         self.heard, self.wishes, self.pins = Heard(runtime), Wishes(self.planner_id, tracing), Pins(ledger)
         self.history = History()
+        self.planned: Plan | None = None
         self._under_way: list[tuple[DecisionRecord, Change]] = []
         self.lead = Lead(ledger, bus, self.planner_id, config.lease_s)
         self._failed = ""
@@ -183,6 +184,7 @@ class RatioPlanner:
         if lease is not None:
             await self._people.open()
         else:
+            self.planned = None
             await self._people.close()
 
     def _plan(self, states: Mapping[str, WorkerState]) -> Plan | None:
@@ -198,6 +200,7 @@ class RatioPlanner:
             if self._failed != plan.needs:
                 self._log.error("policy_failed", exc_info=True)
             self._failed = plan.needs
+        self.planned = plan
         return plan
 
     # --- decide and command -------------------------------------------------------------------------------------

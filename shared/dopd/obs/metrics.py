@@ -16,6 +16,8 @@ from dopd.obs.metric_table import BY_NAME, METRICS, Metric, Sample, Source
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 disable_created_metrics()  # type: ignore[no-untyped-call]  # series that nobody reads
+DROPS = ("slow_consumer", "outbox_overflow")
+"""Faults that are shown before the first one: an increase from nothing is none to Prometheus."""
 MOST_VALUES = 64
 """Values of one metric's labels; what comes beyond is counted under `other`, so that no series grows without bound."""
 
@@ -84,7 +86,7 @@ def bus_source(bus: Bus) -> Source:
 
     def samples() -> Iterator[Sample]:
         yield "dopd_bus_connected", (), float(bus.connected)
-        for kind, count in bus.fault_counts.items():
+        for kind, count in {**dict.fromkeys(DROPS, 0), **bus.fault_counts}.items():
             yield "dopd_bus_faults_total", (kind,), count
 
     return samples

@@ -225,7 +225,9 @@ class Worker:
         self._settle()
 
     def _take(self, held: Held, output: JobOutput) -> None:
-        held.started = held.started or output.cached is not None
+        if output.cached is not None:
+            held.started = True
+            self.tally.looked(len(held.input_tokens), output.cached)
         held.made += output.tokens
         held.times_s += output.times_s
         if output.logprobs:

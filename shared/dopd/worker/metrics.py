@@ -4,12 +4,16 @@ Consumes the state that it last published and its `Tally`, when somebody looks; 
 """
 
 from collections.abc import Iterator
-from typing import get_args
+from typing import get_args, get_type_hints
 
 from dopd.obs.metric_table import Sample
 from dopd.worker.host import Worker
 from dopd_proto.base import Role
+from dopd_proto.request import RunEnd, WorkReply
 from dopd_proto.telemetry import Phase, WorkerState
+
+REASONS = tuple(filter(None, get_args(get_type_hints(WorkReply)["reason"])))
+"""Why work may be refused."""
 
 
 def samples(worker: Worker, now_s: float) -> Iterator[Sample]:
@@ -17,10 +21,12 @@ def samples(worker: Worker, now_s: float) -> Iterator[Sample]:
     if worker.said is not None:
         yield from _of_state(worker.said)
     tally = worker.tally
-    for end, count in tally.ended.items():
+    for end, count in {**dict.fromkeys(get_args(RunEnd), 0), **tally.ended}.items():
         yield "dopd_worker_segments_total", (end,), count
-    for reason, count in tally.refused.items():
+    for reason, count in {**dict.fromkeys(REASONS, 0), **tally.refused}.items():
         yield "dopd_worker_refusals_total", (reason,), count
+    for origin, tokens in tally.input_tokens.items():
+        yield "dopd_worker_input_tokens_total", (origin,), tokens
     yield "dopd_worker_role_changes_total", (), tally.role_changes
     yield "dopd_worker_held_requests", (), len(worker.held)
     in_hand = sum(len(held.made) for held in worker.held)

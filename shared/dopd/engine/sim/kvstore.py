@@ -28,6 +28,8 @@ class LocalStore:
     def __init__(self, total_tokens: int, chunk_tokens: int) -> None:
         self.total_tokens = total_tokens
         self.ok = True
+        self.chunk_tokens = chunk_tokens
+        self.looked_up = self.found = self.dropped = 0  # chunks so far
         self._room = total_tokens // chunk_tokens
         self._chunks: OrderedDict[bytes, None] = OrderedDict()
 
@@ -40,11 +42,15 @@ class LocalStore:
 
     def match(self, keys: Sequence[bytes]) -> int:
         """Leading chunks that are here, now used most recently."""
-        for count, key in enumerate(keys):
+        count = 0
+        for key in keys:
             if key not in self._chunks:
-                return count
+                break
             self._chunks.move_to_end(key)
-        return len(keys)
+            count += 1
+        self.looked_up += len(keys)
+        self.found += count
+        return count
 
     def insert(self, keys: Sequence[bytes]) -> None:
         """Add chunks, dropping the least recently used."""
@@ -53,6 +59,7 @@ class LocalStore:
             self._chunks.move_to_end(key)
         while len(self._chunks) > self._room:
             self._chunks.popitem(last=False)
+            self.dropped += 1
 
     def clear(self) -> None:
         """Forget everything."""

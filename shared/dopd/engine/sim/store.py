@@ -5,11 +5,12 @@ engine's side.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from dopd.bus import Bus, Subscription
 from dopd.engine.sim.kvstore import LocalStore
 from dopd.errors import BusError, RequestError
+from dopd.obs.metric_table import Sample
 from dopd.perf.profile import named
 from dopd.runtime.main import ServiceContext, run_service
 from dopd_proto.base import Message
@@ -63,10 +64,20 @@ async def serve_store(bus: Bus, kv_domain: str, store: LocalStore) -> Subscripti
     return await bus.serve(SIM_STORE.at(kv_domain=kv_domain), on_request)
 
 
+def samples(store: LocalStore) -> Iterator[Sample]:
+    """What it holds and has answered, in tokens."""
+    size = store.chunk_tokens
+    yield "dopd_kv_store_used_tokens", (), len(store) * size
+    yield "dopd_kv_store_looked_up_tokens_total", (), store.looked_up * size
+    yield "dopd_kv_store_found_tokens_total", (), store.found * size
+    yield "dopd_kv_store_dropped_tokens_total", (), store.dropped * size
+
+
 async def main(ctx: ServiceContext) -> None:
     """Run until asked to stop."""
     engine = ctx.config.engine
     store = LocalStore(engine.sim_store_tokens, named(engine.profile).chunk_tokens)
+    ctx.metrics.add(lambda: samples(store))
     serving = await serve_store(ctx.bus, engine.kv_domain, store)
     ctx.readiness.when()
     await ctx.stop.wait()
