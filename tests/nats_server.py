@@ -34,6 +34,7 @@ class NatsServer:
         self._binary, self._folder, self.max_payload = binary, folder, max_payload
         self._process: subprocess.Popen[bytes] | None = None
         self._addresses: ServerAddresses | None = None
+        self.env: dict[str, str] = {}
 
     @property
     def url(self) -> str:
@@ -41,18 +42,27 @@ class NatsServer:
         return self._addresses.url
 
     def start(self) -> None:
-        config = self._folder / "nats.conf"
         port = RANDOM_PORT if self._addresses is None else urlsplit(self._addresses.url).port
         assert port is not None
-        config.write_text(nats_config(self._folder / "js", port=port, max_payload=self.max_payload))
         with (self._folder / "nats.log").open("ab") as log:
             self._process = subprocess.Popen(
-                nats_command(self._binary, config, self._folder),
+                self._command(port),
                 stdout=log,
                 stderr=log,
+                env={**os.environ, **self.env},
                 preexec_fn=_die_with_parent,  # noqa: PLW1509 - one prctl call, no locks
             )
         self._addresses = self._await_addresses()
+
+    @property
+    def log(self) -> str:
+        """What it has written so far."""
+        return (self._folder / "nats.log").read_text()
+
+    def _command(self, port: int) -> list[str]:
+        config = self._folder / "nats.conf"
+        config.write_text(nats_config(self._folder / "js", port=port, max_payload=self.max_payload))
+        return nats_command(self._binary, config, self._folder)
 
     def stop(self) -> None:
         """An orderly end; nothing happens when it does not run."""
@@ -98,7 +108,7 @@ class NatsServer:
                 return addresses
             time.sleep(0.005)
         self.kill()
-        raise RuntimeError(f"nats-server did not start: {(self._folder / 'nats.log').read_text()[-2000:]}")
+        raise RuntimeError(f"nats-server did not start: {self.log[-2000:]}")
 
 
 def _die_with_parent() -> None:

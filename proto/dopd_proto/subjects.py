@@ -50,19 +50,25 @@ DECODE_WORK = Subject("dopd.v1.worker.{worker_id}.decode", (request.DecodeWork,)
 ABORT = Subject("dopd.v1.worker.{worker_id}.abort", (request.Abort,), "gateway", "worker")
 RESEND = Subject("dopd.v1.worker.{worker_id}.resend", (request.Resend,), "gateway", "worker")
 TOKENS = Subject("dopd.v1.gateway.{gateway_id}.tokens.{worker_id}", (request.TokenBatch,), "worker", "gateway")
-WORKER_STATE = Subject("dopd.v1.state.worker.{worker_id}", (telemetry.WorkerState,), "worker", "gateway, planner")
-GATEWAY_STATE = Subject(
-    "dopd.v1.state.gateway.{gateway_id}", (telemetry.GatewayState,), "gateway", "worker, gateway, planner"
+WORKER_STATE = Subject(
+    "dopd.v1.state.worker.{worker_id}", (telemetry.WorkerState,), "worker", "worker, gateway, planner, person"
 )
-ARRIVALS = Subject("dopd.v1.window.arrivals.{gateway_id}", (telemetry.ArrivalWindow,), "gateway", "forecaster")
-OUTCOMES = Subject("dopd.v1.window.outcomes.{gateway_id}", (telemetry.OutcomeWindow,), "gateway", "planner")
-FORECAST = Subject("dopd.v1.forecast", (telemetry.Forecast,), "forecaster", "planner")
+GATEWAY_STATE = Subject(
+    "dopd.v1.state.gateway.{gateway_id}", (telemetry.GatewayState,), "gateway", "worker, gateway, planner, person"
+)
+ARRIVALS = Subject(
+    "dopd.v1.window.arrivals.{gateway_id}", (telemetry.ArrivalWindow,), "gateway", "forecaster, gateway, person"
+)
+OUTCOMES = Subject(
+    "dopd.v1.window.outcomes.{gateway_id}", (telemetry.OutcomeWindow,), "gateway", "forecaster, gateway, person"
+)
+FORECAST = Subject("dopd.v1.forecast", (telemetry.Forecast,), "forecaster", "planner, gateway, person")
 ROLE_CHANGE = Subject("dopd.v1.worker.{worker_id}.role", (control.RoleChange,), "planner", "worker")
 SIM_STORE = Subject(
     "dopd.v1.simstore.{kv_domain}", (simstore.StoreLookup, simstore.StorePut), "emulated engine", "emulated KV store"
 )
 ROLES = Subject("dopd.v1.roles", (control.RolesRequest,), "person", "planner")
-DECISIONS = Subject("dopd.v1.decisions", (control.DecisionsRequest,), "person", "planner")
+DECISIONS = Subject("dopd.v1.decisions", (control.DecisionsRequest,), "person, gateway", "planner")
 
 SUBJECTS: tuple[Subject[Any], ...] = (
     GENERATE, CHAT, MODELS, PREFILL_WORK, DECODE_WORK, ABORT, RESEND, TOKENS, WORKER_STATE, GATEWAY_STATE,

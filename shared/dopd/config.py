@@ -32,12 +32,14 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class ClusterConfig(Section, frozen=True):
     """Which workers run, and where the broker is.
 
-    `nats_url` empty: `dopd up` starts a broker; a service started by itself looks at the default port.
+    `nats_url` empty: `dopd up` starts a broker; a service started by itself looks at the default port. With
+    `nats_ca_file`, the PEM file of a CA, services speak TLS alone and only with a broker whose certificate it signed.
     """
 
     prefill: Count = 2
     decode: Count = 2
     nats_url: str = ""
+    nats_ca_file: str = ""
     state_dir: str = ".dopd"
 
     def __post_init__(self) -> None:

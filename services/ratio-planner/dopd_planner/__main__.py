@@ -13,7 +13,9 @@ from dopd_planner.service import RatioPlanner
 async def serve(ctx: ServiceContext) -> None:
     """Run until asked to stop."""
     config = ctx.config
-    ledger = await JetStreamLedger.open(config.cluster.broker_url, ctx.runtime, name="ratio-planner-ledger")
+    ledger = await JetStreamLedger.open(
+        config.cluster.broker_url, ctx.runtime, name="ratio-planner-ledger", ca_file=config.cluster.nats_ca_file
+    )
     policy = policy_of(config)
     make = policy.planner
     metrics = PlannerMetrics(ctx.metrics.histogram)

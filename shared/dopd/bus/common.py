@@ -29,7 +29,8 @@ _log = logging.getLogger("dopd.bus")
 
 def shown(url: str) -> str:
     """A broker's address for people and logs: without the user and the password or token that it may have."""
-    return re.sub(r"//[^/@]*@", "//", url)
+    # Up to the last @: a password that was not percent-encoded may have anything in it.
+    return re.sub(r"^(\w+://)?.*@", r"\1", url)
 
 
 class FaultBox:

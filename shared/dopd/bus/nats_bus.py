@@ -13,9 +13,11 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as RawSubscription
+from nats.nuid import NUID
 
 from dopd.bus import Delivery
 from dopd.bus.common import DEFAULT_MAX_PENDING, end_task, refuse_undecodable, shown, within
+from dopd.bus.reach import Reach, reach, refusal
 from dopd.bus.wire import WireBus
 from dopd.errors import BusClosed, BusError
 from dopd_proto.base import Message
@@ -39,6 +41,15 @@ async def close_client(client: Client) -> None:
         await within(client.close(), _CLOSE_S)
 
 
+class StrictClient(Client):
+    """Says no word in the clear where TLS was asked for. The library would, to a broker that offers none."""
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        if initial_connection and "tls" in self.options and not info.get("tls_required"):
+            raise nats.errors.SecureConnRequiredError
+        await super()._process_info(info, initial_connection)
+
+
 class NatsSubscription:
     """A subscription of the library, and whether it is still wanted."""
 
@@ -59,9 +70,10 @@ class NatsSubscription:
 class NatsBus(WireBus):
     """The `Bus` of one process. Open with `NatsBus.connect`."""
 
-    def __init__(self, name: str, outbox_bytes: int, max_pending: int, settle_s: float) -> None:
-        self._client = Client()
-        super().__init__(name, self._client.new_inbox(), outbox_bytes)
+    def __init__(self, name: str, to: Reach, outbox_bytes: int, max_pending: int, settle_s: float) -> None:
+        self._client = StrictClient()
+        super().__init__(name, f"{to.inbox}.{NUID().next().decode()}", outbox_bytes)
+        self._to, self._opening = to, True
         self._max_pending, self._settle_s = max_pending, settle_s
         self._since_s: float | None = None
         self._settling: asyncio.TimerHandle | None = None
@@ -74,6 +86,7 @@ class NatsBus(WireBus):
         url: str,
         name: str,
         *,
+        ca_file: str = "",
         max_reconnect: int = -1,
         connect_timeout_s: float = 5.0,
         reconnect_wait_s: float = 0.1,
@@ -81,16 +94,16 @@ class NatsBus(WireBus):
         max_pending: int = DEFAULT_MAX_PENDING,
         outbox_bytes: int = 64 * 1024 * 1024,
     ) -> "NatsBus":
-        """Raises BusError when no broker answers within `connect_timeout_s`.
+        """`url` and `ca_file` as in `reach`. Raises ConfigError for those that cannot be used, and BusError when no
+        broker answers within `connect_timeout_s`, or it refuses us.
 
         A broker that is frozen is noticed after two to three `ping_interval_s`.
         """
         # Whoever is back first waits for the others, or what it kept would find nobody subscribed: each tries again
         # once per wait.
-        bus = cls(name, outbox_bytes, max_pending, settle_s=2 * reconnect_wait_s + 0.05)
+        bus = cls(name, reach(url, ca_file), outbox_bytes, max_pending, settle_s=2 * reconnect_wait_s + 0.05)
         try:
             opening = bus._open(
-                servers=url,
                 max_reconnect_attempts=max_reconnect,
                 reconnect_time_wait=reconnect_wait_s,
                 ping_interval=ping_interval_s,
@@ -102,6 +115,9 @@ class NatsBus(WireBus):
             raise BusError(
                 f"no broker at {shown(url)} within {connect_timeout_s} s ({type(error).__name__})"
             ) from error
+        except BusError as error:
+            await bus._close()
+            raise BusError(f"the broker at {shown(url)}: {error}") from error
         return bus
 
     @property
@@ -154,8 +170,10 @@ class NatsBus(WireBus):
             closed_cb=self._on_closed,
             # Subjects come from `Address`, which has checked them.
             skip_subject_validation=True,
+            **self._to.options(),
             **options,
         )
+        self._opening = False
         self._writer = asyncio.get_running_loop().create_task(self.outbox.run())
         await self._client.subscribe(f"{self.inbox.prefix}.*", cb=self._on_inbox)
         self._ready()
@@ -216,6 +234,8 @@ class NatsBus(WireBus):
             self.faults.report("closed", "", "the connection was given up")
 
     async def _on_error(self, error: Exception) -> None:
+        if self._opening and (why := refusal(error, self._to)):
+            raise BusError(why) from error  # ends the library's `connect`, which would try for ever
         if isinstance(error, nats.errors.SlowConsumerError):
             self.faults.report("slow_consumer", error.subject, f"more than {self._max_pending} messages pending")
         elif self._client.is_connected and not isinstance(error, nats.errors.UnexpectedEOF):

@@ -18,7 +18,8 @@ from nats.js import errors as js_errors
 from nats.js.kv import KeyValue
 
 from dopd.bus.common import shown, within
-from dopd.bus.nats_bus import close_client
+from dopd.bus.nats_bus import StrictClient, close_client
+from dopd.bus.reach import reach
 from dopd.errors import Conflict, LedgerLost
 from dopd.ledger import Entry, Lease
 from dopd.ledger.common import check_name, is_same, next_lease, released
@@ -62,12 +63,15 @@ class JetStreamLedger:
         self._setting_up = asyncio.Lock()
 
     @classmethod
-    async def open(cls, url: str, clock: Clock, name: str = "ledger", timeout_s: float = 2.0) -> "JetStreamLedger":
-        """Connect. Raises LedgerLost when no broker answers within `timeout_s`."""
-        client = Client()
+    async def open(
+        cls, url: str, clock: Clock, name: str = "ledger", timeout_s: float = 2.0, ca_file: str = ""
+    ) -> "JetStreamLedger":
+        """Connect; `url` and `ca_file` as in `reach`. Raises ConfigError, or LedgerLost when no broker answers within
+        `timeout_s`."""
+        client = StrictClient()
         try:
             connecting = client.connect(
-                url,
+                **reach(url, ca_file).options(),
                 name=name,
                 error_cb=_ignore,
                 max_reconnect_attempts=-1,
@@ -187,6 +191,18 @@ class JetStreamLedger:
             self._logs.clear()  # the store may come back empty
             self._keys = None
             raise LedgerLost(f"{what}: {type(error).__name__}: {error}") from error
+
+
+def asked_of_the_broker(logs: Sequence[str]) -> list[str]:
+    """The subjects that a ledger with these logs publishes to. It makes and writes, and never deletes or changes."""
+    names = [_stream(log) for log in logs]
+    return [
+        *(_subject(log) for log in logs),
+        f"$KV.{_BUCKET}.>",
+        f"$JS.API.STREAM.CREATE.KV_{_BUCKET}",
+        f"$JS.API.STREAM.MSG.GET.KV_{_BUCKET}",
+        *(f"$JS.API.{verb}.{name}" for name in names for verb in ("STREAM.CREATE", "STREAM.INFO", "DIRECT.GET")),
+    ]
 
 
 def _stream(log: str) -> str:

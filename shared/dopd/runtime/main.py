@@ -160,7 +160,8 @@ async def _connected(name: str, main: Main, args: argparse.Namespace, config: Co
     """Connect the bus, run, drain. A stop during the connection attempt ends it."""
     from dopd.bus.nats_bus import NatsBus  # the only client of the real bus; keeps this module importable without nats
 
-    connecting = asyncio.ensure_future(NatsBus.connect(config.cluster.broker_url, name=name))
+    cluster = config.cluster
+    connecting = asyncio.ensure_future(NatsBus.connect(cluster.broker_url, name=name, ca_file=cluster.nats_ca_file))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({connecting, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()

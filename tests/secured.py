@@ -1,0 +1,124 @@
+"""A broker as `deploy/nats` configures it, with users and with or without TLS, and services that run under them.
+
+Consumes the shipped files, unchanged: ports and addresses are given on the command line. Produces `SecuredBroker`, and
+`services`, an emulated cluster of processes of which each has its own user.
+"""
+
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from dopd.bus.permissions import USERS, password_variable
+from dopd.runtime.lifeline import PARENT_VARIABLE
+from dopd.runtime.main import OPERATOR_VARIABLE, READY_VARIABLE
+from dopd.supervisor.ports import this_or_free
+from tests.nats_server import NatsServer, server_binary
+
+ROOT = Path(__file__).parents[1]
+NATS = ROOT / "deploy/nats"
+READY_S = 30.0
+STOP_S = 15.0
+
+SERVICES = {
+    "kv-store": ("kv-store", "dopd.engine.sim.store"),
+    "forecaster": ("forecaster", "dopd_forecaster"),
+    "gateway": ("gateway", "dopd_gateway"),
+    "w1": ("worker", "dopd_prefill", "--worker-id", "w1"),
+    "w2": ("worker", "dopd_decode", "--worker-id", "w2"),
+    "planner": ("planner", "dopd_planner"),
+}
+"""Each process of the cluster: its user, its module and its arguments."""
+
+
+class SecuredBroker(NatsServer):
+    """A server with the shipped `server.conf`, or another file beside it."""
+
+    def __init__(self, folder: Path, config: Path = NATS / "server.conf") -> None:
+        super().__init__(server_binary(), folder)
+        self._config = config
+        self.passwords = {user: f"p{secrets.token_hex(12)}" for user in USERS}
+        self.env = {password_variable(user): password for user, password in self.passwords.items()}
+        self.env["DOPD_NATS_STORE_DIR"] = str(folder / "js")
+
+    def url_of(self, user: str, password: str | None = None) -> str:
+        """The address for a user."""
+        scheme, _, place = self.url.partition("://")
+        return f"{scheme}://{user}:{self.passwords[user] if password is None else password}@{place}"
+
+    @property
+    def violations(self) -> list[str]:
+        """Lines of the log that tell of something that was refused."""
+        return [line for line in self.log.splitlines() if "iolation" in line or "authentication error" in line]
+
+    def _command(self, port: int) -> list[str]:
+        where = ["-a", "127.0.0.1", "-p", str(port), "-m", "-1"]
+        return [str(self._binary), "-c", str(self._config), *where, "--ports_file_dir", str(self._folder)]
+
+
+class Services:
+    """Running processes by name; what they write lies in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.http_port = folder, this_or_free("127.0.0.1", 0)
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def log(self, name: str) -> str:
+        """What a process has written so far."""
+        return (self.folder / f"{name}.log").read_text()
+
+    def operator_url(self, name: str) -> str:
+        """Where its operator port is."""
+        return (self.folder / f"{name}.operator").read_text()
+
+    def start(self, name: str, broker: SecuredBroker, env: Mapping[str, str]) -> None:
+        """One of SERVICES; returns once it is connected."""
+        user, *command = SERVICES[name]
+        ready = self.folder / f"{name}.ready"
+        ours = {
+            "DOPD__CLUSTER__NATS_URL": broker.url_of(user),
+            "DOPD__ENGINE__KIND": "sim",
+            "DOPD__POLICY__NAME": "simple",
+            "DOPD__GATEWAY__PORT": str(self.http_port),
+            PARENT_VARIABLE: str(os.getpid()),
+            READY_VARIABLE: str(ready),
+            OPERATOR_VARIABLE: str(self.folder / f"{name}.operator"),
+        }
+        with (self.folder / f"{name}.log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *command], stdout=log, stderr=log, env={**os.environ, **ours, **env}
+            )
+        self.processes[name] = process
+        end = time.monotonic() + READY_S
+        while not ready.exists():
+            assert process.poll() is None, self.log(name)
+            assert time.monotonic() < end, f"{name} is not ready: {self.log(name)}"
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Ask all to end; those that do not in time are killed."""
+        for process in self.processes.values():
+            process.terminate()
+        for process in self.processes.values():
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(STOP_S)
+
+
+@contextmanager
+def services(folder: Path, broker: SecuredBroker, **env: str) -> Iterator[Services]:
+    """All of SERVICES, each under its user; `env` for all of them, as `SECTION__KEY`."""
+    folder.mkdir()
+    running = Services(folder)
+    try:
+        for name in SERVICES:
+            running.start(name, broker, {f"DOPD__{key}": value for key, value in env.items()})
+        yield running
+    finally:
+        running.stop()
