@@ -54,6 +54,7 @@ policies() { compare "$name-$engine" "$planners,aggregated,distserve,$some" "$(a
 ratios() { compare "$name-$engine-ratios" "oracle-ratio,$splits" "$(at 0.8)" ""; }
 largest() { compare "$name-$engine-largest" "dopd,aggregated,distserve" "$(at 0.5)" "--goodput-search --tolerance 0.06"; }
 light() { compare "$name-$engine-light" "$planners,aggregated,distserve,$some" "$(at 0.3),$(at 0.45)" ""; }
+planner() { compare "$name-$engine-planner" "dopd,oracle-ratio[dopd=1],dopd-3p5d,dopd-4p4d,dopd-5p3d,dopd-6p2d" "$(at 0.8)" ""; }
 switches() { compare "$name-$engine-switches" "dopd,$switches,dopd-coldstart" "$(at 0.8)" ""; }
 
-for step in ${STEPS:-policies ratios largest light switches}; do each "$step"; done
+for step in ${STEPS:-policies ratios planner largest light switches}; do each "$step"; done

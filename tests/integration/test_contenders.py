@@ -45,7 +45,7 @@ def test_a_name_may_carry_parameters() -> None:
         ("aggregated[colour=1]", "does not know colour"),
         ("aggregated[budget_tokens]", "write key=number"),
         ("aggregated[", "write name"),
-        ("oracle-ratio[colour=1]", "does not know colour; window_s, horizon_s"),
+        ("oracle-ratio[colour=1]", "does not know colour; window_s, horizon_s, dopd"),
         ("oracle-ratio[window_s=0]", "above 0"),
         ("tests.nowhere:X", "cannot be imported"),
     ],
@@ -107,8 +107,9 @@ def test_tuning_chooses_the_budget_with_the_fewest_misses() -> None:
 
 
 @pytest.mark.parametrize("load", LOADS)
-def test_the_oracle_is_never_worse_than_a_static_split(load: str) -> None:
-    assert misses(ran(ORACLE, load)) <= min(misses(ran(f"static-{n}p{3 - n}d", load)) for n in (1, 2))
+@pytest.mark.parametrize(("oracle", "kind"), [(ORACLE, "static"), (ORACLE.replace("]", ",dopd=1]"), "dopd")])
+def test_the_oracle_is_never_worse_than_a_fixed_split_of_its_scheduling(oracle: str, kind: str, load: str) -> None:
+    assert misses(ran(oracle, load)) <= min(misses(ran(f"{kind}-{n}p{3 - n}d", load)) for n in (1, 2))
 
 
 def test_where_the_load_moves_the_oracle_moves_and_wins() -> None:

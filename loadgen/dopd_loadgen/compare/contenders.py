@@ -90,9 +90,11 @@ def _distserve(name: str, params: dict[str, float], setting: Setting, schedule: 
 
 def _oracle(name: str, params: dict[str, float], setting: Setting, schedule: Sequence[Planned]) -> Contender:
     look = oracle.Look.of(params)
-    prefill = setting.workers // 2
-    split = static_split(prefill, setting.workers - prefill)
-    contender = Contender(name, split, prefill, setting.workers - prefill, oracle=True)
+    prefill, decode = setting.workers // 2, setting.workers - setting.workers // 2
+    if look.dopd:
+        policy = policy_named(f"dopd-{prefill}p{decode}d", {}, ground.ground_of(setting))
+        return Contender(name, policy, prefill, decode, look.note, oracle=True)
+    contender = Contender(name, static_split(prefill, decode), prefill, decode, oracle=True)
     contender = tune.tuned_split(contender, setting, schedule)
     return replace(contender, note=f"{look.note}; {contender.note}")
 

@@ -24,7 +24,6 @@ import msgspec
 
 from dopd.errors import ConfigError, LoadError
 from dopd.perf.profile import named
-from dopd.policy.static_split import static_split
 from dopd_loadgen.compare import ground, ratio
 from dopd_loadgen.compare.model import Contender, Setting
 from dopd_loadgen.compare.tally import Enough, Tally
@@ -40,11 +39,13 @@ FLUSH_S, ORPHAN_S = 0.01, 5.0
 class Look:
     """How far the oracle looks: at the start of each window, and for how long it tries each ratio, in seconds.
 
-    `horizon_s` 0 stands for two runs, of one and of two windows.
+    `horizon_s` 0 stands for two runs, of one and of two windows. `dopd` 1 moves the ratio under dopd's scheduling, so
+    that what is left between the two is the planner's; 0 under that of the static splits.
     """
 
     window_s: float = 60.0
     horizon_s: float = 0.0
+    dopd: float = 0.0
 
     @classmethod
     def of(cls, params: Mapping[str, float]) -> "Look":
@@ -66,7 +67,8 @@ class Look:
     def note(self) -> str:
         """In words."""
         horizons = " or ".join(f"{horizon_s:g}" for horizon_s in self.horizons_s)
-        return f"every {self.window_s:g} s the ratio with the fewest misses over the next {horizons} s"
+        under = ", under dopd's scheduling" if self.dopd else ""
+        return f"every {self.window_s:g} s the ratio with the fewest misses over the next {horizons} s{under}"
 
 
 class Outlook(msgspec.Struct, frozen=True, order=True):
@@ -125,7 +127,8 @@ def _best_static(
 
 
 def _with_split(contender: Contender, split: tuple[int, int]) -> Contender:
-    policy = replace(contender.policy, name=static_split(*split).name, split=split)
+    kind = contender.policy.name.partition("-")[0]
+    policy = replace(contender.policy, name=f"{kind}-{split[0]}p{split[1]}d", split=split)
     return replace(contender, policy=policy, prefill=split[0], decode=split[1])
 
 
