@@ -1,4 +1,5 @@
 """`dopd top`: the cluster live in a terminal.
 
-`sight.py` folds what is heard (pure), `frame.py` draws it (pure), `command.py` listens and refreshes.
+`listen.py` hears, `sight.py` folds it (pure), `frame.py` draws it (pure), `command.py` refreshes. The gateway's live
+page hears and folds in the same way.
 """

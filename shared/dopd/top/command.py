@@ -14,7 +14,7 @@ from contextlib import suppress
 from rich.console import Console
 from rich.live import Live
 
-from dopd.bus import Bus, Delivery
+from dopd.bus import Bus
 from dopd.bus.common import shown
 from dopd.bus.nats_bus import NatsBus
 from dopd.errors import BusError, ConfigError, DopdError
@@ -23,12 +23,10 @@ from dopd.runtime.clock import RealRuntime, Runtime
 from dopd.runtime.main import add_config_argument
 from dopd.supervisor.where import nats_url
 from dopd.top.frame import frame
+from dopd.top.listen import last_decisions, listen_to_all
 from dopd.top.sight import Sight
-from dopd_proto.control import DecisionsReply, DecisionsRequest
-from dopd_proto.subjects import ARRIVALS, DECISIONS, FORECAST, GATEWAY_STATE, OUTCOMES, WORKER_STATE
-from dopd_proto.telemetry import ArrivalWindow, Forecast, GatewayState, OutcomeWindow, WorkerState
 
-CONNECT_S, ANSWER_S, ASK_EVERY_S = 2.0, 1.0, 2.0
+CONNECT_S, ASK_EVERY_S = 2.0, 2.0
 FIRST_S = 1.0
 """The first live frame waits so long for a worker and the planner, instead of saying that there is none."""
 DECISIONS_ASKED = 50
@@ -82,7 +80,7 @@ async def _run(url: str, args: argparse.Namespace) -> int:
     sight, console = Sight(), Console()
     asking = asyncio.create_task(_ask(bus, sight))
     try:
-        await listen(bus, sight, runtime)
+        await listen_to_all(bus, sight, runtime)
         if args.once or not console.is_terminal:
             await _once(sight, runtime, console, shown(url), args.listen)
         else:
@@ -93,40 +91,10 @@ async def _run(url: str, args: argparse.Namespace) -> int:
     return 0
 
 
-async def listen(bus: Bus, sight: Sight, runtime: Runtime) -> None:
-    """Have the sight follow what is said on the bus."""
-
-    def worker(delivery: Delivery[WorkerState]) -> None:
-        sight.worker(delivery.message, runtime.now())
-
-    def gateway(delivery: Delivery[GatewayState]) -> None:
-        sight.gateway(delivery.message, runtime.now())
-
-    def arrivals(delivery: Delivery[ArrivalWindow]) -> None:
-        sight.arrivals[delivery.message.gateway_id] = (delivery.message, runtime.now())
-
-    def outcomes(delivery: Delivery[OutcomeWindow]) -> None:
-        sight.outcomes[delivery.message.gateway_id] = (delivery.message, runtime.now())
-
-    def forecast(delivery: Delivery[Forecast]) -> None:
-        # Of those made together the one with the shortest horizon comes last.
-        sight.forecast = (delivery.message, runtime.now())
-
-    await bus.subscribe(WORKER_STATE.at(), worker)
-    await bus.subscribe(GATEWAY_STATE.at(), gateway)
-    await bus.subscribe(ARRIVALS.at(), arrivals)
-    await bus.subscribe(OUTCOMES.at(), outcomes)
-    await bus.subscribe(FORECAST.at(), forecast)
-
-
 async def _ask(bus: Bus, sight: Sight) -> None:
     """The planner's last decisions, every now and then."""
-    wish = DecisionsRequest(limit=DECISIONS_ASKED)
     while True:
-        try:
-            sight.decisions = (await bus.request(DECISIONS.at(), wish, (DecisionsReply,), ANSWER_S)).decisions
-        except DopdError:
-            sight.decisions = None
+        sight.decisions = await last_decisions(bus, DECISIONS_ASKED)
         await asyncio.sleep(ASK_EVERY_S)
 
 

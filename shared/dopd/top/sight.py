@@ -73,6 +73,18 @@ class Sight:
         """A gateway's word."""
         self.gateways[state.gateway_id] = (state, now_s)
 
+    def arrived(self, window: ArrivalWindow, now_s: float) -> None:
+        """A gateway's last window of arrivals."""
+        self.arrivals[window.gateway_id] = (window, now_s)
+
+    def ended(self, window: OutcomeWindow, now_s: float) -> None:
+        """A gateway's last window of outcomes."""
+        self.outcomes[window.gateway_id] = (window, now_s)
+
+    def expected(self, forecast: Forecast, now_s: float) -> None:
+        """The newest forecast, which of those made together has the shortest horizon."""
+        self.forecast = (forecast, now_s)
+
     def forget(self, now_s: float) -> None:
         """Whoever has been silent for longer than its lease."""
         self.workers = {w: seen for w, seen in self.workers.items() if now_s - seen.heard_s <= seen.state.lease_s}
