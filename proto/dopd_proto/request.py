@@ -87,7 +87,7 @@ class Work(Message):
 
     `tokens` (packed) is the prompt and the output so far, `prompt_tokens` of them the prompt. `any_role` lets a
     worker of another role take it, when no worker of the right role serves. `kv_tokens`: so many of the tokens have
-    had their KV computed and stored by an earlier segment; what is missing of it here is a miss.
+    had their KV computed and stored by an earlier segment, in `kv_domain`; what is missing of it here is a miss.
     """
 
     request_id: str
@@ -103,6 +103,7 @@ class Work(Message):
     priority: int = 0
     any_role: bool = False
     kv_tokens: int = 0
+    kv_domain: str = ""
 
 
 class PrefillWork(Work):

@@ -27,8 +27,11 @@ class WorkerState(Message):
 
     `accepting_at_s` is when the present role began to take work, `drained_at_s` when the last work of the old one
     was gone (None: still draining). Token counts: `queued_prefill_tokens` is prompt work not yet computed,
-    `context_tokens` the live context of decoding requests. `engine` is the kind of engine, on `gpus` GPUs: workers that
-    say the same can take each other's role. `features`: what of a request it does that not every engine does.
+    `context_tokens` the live context of decoding requests. `kv_shared` names the store behind that of its domain which
+    other domains share, while it is in reach from here; a token of KV takes `kv_shared_token_s` more through it, and
+    `kv_far_tokens` of what was fetched had been computed in another domain. `engine` is the kind of engine, on `gpus`
+    GPUs: workers that say the same can take each other's role. `features`: what of a request it does that not every
+    engine does.
     """
 
     worker_id: str
@@ -54,6 +57,9 @@ class WorkerState(Message):
     store_total_tokens: int = 0
     store_ok: bool = True
     kv_misses: int = 0
+    kv_shared: str = ""
+    kv_shared_token_s: float = 0.0
+    kv_far_tokens: int = 0
     max_model_len: int = 0
     gpus: int = 1
     engine: str = ""

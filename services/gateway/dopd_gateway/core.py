@@ -23,9 +23,9 @@ End = Literal["stop", "length", "cancelled", "failed"]
 class Request:
     """`slip` is the present placement, `stage` the segment whose worker is responsible now.
 
-    `kv_tokens` have been computed and stored by earlier segments. `unsettled` are workers of the slip of which it is
-    not known that they have the work; `unfetched` while a prefilled prompt waits in the KV store. `placed_tokens` was
-    the length at the placement, `heard_s` when a worker last said something about it.
+    `kv_tokens` have been computed and stored by earlier segments, in `kv_domain`. `unsettled` are workers of the slip
+    of which it is not known that they have the work; `unfetched` while a prefilled prompt waits in the KV store.
+    `placed_tokens` was the length at the placement, `heard_s` when a worker last said something about it.
     """
 
     request_id: str
@@ -41,6 +41,7 @@ class Request:
     unsettled: dict[str, int] = field(default_factory=dict)
     unfetched: bool = False
     kv_tokens: int = 0
+    kv_domain: str = ""
     placed_tokens: int = 0
     heard_s: float = 0.0
     avoid: frozenset[str] = frozenset()
@@ -171,6 +172,7 @@ def view(request: Request, lengths: Lengths) -> RequestView:
         arrived_s=request.arrived_s,
         attempt=request.attempt,
         kv_tokens=request.kv_tokens,
+        kv_domain=request.kv_domain,
         avoid=request.avoid,
     )
 
@@ -199,6 +201,7 @@ def work_of(
         "priority": request.inbound.priority,
         "any_role": any_role,
         "kv_tokens": request.kv_tokens,
+        "kv_domain": request.kv_domain,
     }
     if request.slip[0].stop is None:
         return DecodeWork(**common)  # type: ignore[arg-type]

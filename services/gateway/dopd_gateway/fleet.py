@@ -3,8 +3,9 @@
 Consumes `WorkerState`, `WorkReply` and own dispatches; produces `ClusterView` for the policy.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import permutations
 
 import msgspec
 
@@ -47,6 +48,7 @@ class Fleet:
         self._gateway_id, self._incarnation = gateway_id, incarnation
         self.workers: dict[str, Known] = {}
         self._in_order: list[Known] = []
+        self._links: dict[tuple[str, str], float] | None = {}
 
     def heard(self, state: WorkerState, now_s: float) -> str | None:
         """Fold a state. The incarnation that it ends, if any: its work is lost."""
@@ -55,9 +57,11 @@ class Fleet:
             return None  # overtaken by a newer one, or late words of an earlier life
         grant = self._grant(state)
         if known is None or known.state.incarnation != state.incarnation:
-            self._in_order = []
+            self._in_order, self._links = [], None
             self.workers[state.worker_id] = Known(state, grant, now_s, sent=grant.received, batches=grant.batches)
             return known.state.incarnation if known else None
+        if _way(state) != _way(known.state):
+            self._links = None
         known.due = known.grant.batches
         if grant.batches < known.due:
             known.batches = 0  # it had given us up, and counts anew
@@ -85,7 +89,7 @@ class Fleet:
         gone = [known for known in self.workers.values() if now_s - known.heard_s > known.state.lease_s]
         for known in gone:
             del self.workers[known.state.worker_id]
-            self._in_order = []
+            self._in_order, self._links = [], None
         return gone
 
     def knows(self, worker_id: str, incarnation: str) -> bool:
@@ -141,8 +145,10 @@ class Fleet:
         """The cluster for the policy."""
         if not self._in_order:
             self._in_order = [known for _, known in sorted(self.workers.items())]
+        if self._links is None:
+            self._links = links_of(known.state for known in self._in_order)
         workers = tuple([known.view or self._view(known) for known in self._in_order])
-        return ClusterView(workers, kv_room_tokens, knobs)
+        return ClusterView(workers, kv_room_tokens, knobs, self._links)
 
     def _view(self, known: Known) -> WorkerView:
         state = known.state
@@ -175,6 +181,11 @@ class Fleet:
                 return grant
         return _NO_GRANT
 
+    def domain_of(self, worker_id: str) -> str:
+        """The KV domain of a worker, "" for one that is not known."""
+        known = self.workers.get(worker_id)
+        return known.state.kv_domain if known else ""
+
     def store_tokens(self) -> dict[str, int]:
         """Size of the KV store of each domain, 0 where it is not known."""
         sizes: dict[str, int] = {}
@@ -182,3 +193,25 @@ class Fleet:
             domain = known.state.kv_domain
             sizes[domain] = max(sizes.get(domain, 0), known.state.store_total_tokens)
         return sizes
+
+
+def links_of(states: Iterable[WorkerState]) -> dict[tuple[str, str], float]:
+    """Pairs of domains with a path between them, and its cost: seconds per token.
+
+    Domains are linked when all their workers reach the same shared store; one that starts has not looked yet.
+    """
+    ways: dict[str, set[tuple[str, float]]] = {}
+    for state in states:
+        if state.phase != "starting":
+            ways.setdefault(state.kv_domain, set()).add((state.kv_shared, state.kv_shared_token_s))
+    links: dict[tuple[str, str], float] = {}
+    for here, there in permutations(ways, 2):
+        names = {name for name, _ in ways[here] | ways[there]}
+        if len(names) == 1 and "" not in names:
+            links[here, there] = max(cost_s for _, cost_s in ways[here] | ways[there])
+    return links
+
+
+def _way(state: WorkerState) -> tuple[str, str, float, bool]:
+    """What of a state links depend on."""
+    return state.kv_domain, state.kv_shared, state.kv_shared_token_s, state.phase == "starting"

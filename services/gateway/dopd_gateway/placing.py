@@ -1,14 +1,24 @@
 """From a policy's dispatch to slips: which incarnation, epoch and role each segment is bound to. Pure."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from dopd.cluster import ClusterView
-from dopd.policy.base import Dispatch, Placement
+from dopd.policy.base import Dispatch, Placement, RequestView
 from dopd_proto.base import Role
 from dopd_proto.request import BatchTag, Segment
 
 UNBOUNDED = 1 << 60
+
+
+def queue_of(
+    island: ClusterView, islands: Sequence[ClusterView], queue: Sequence[RequestView]
+) -> Sequence[RequestView]:
+    """What may go to this island: KV that is computed stays where it is, unless nobody serves there any more."""
+    if len(islands) == 1:
+        return queue
+    homes = frozenset().union(*(each.domains for each in islands if any(w.serving for w in each.workers)))
+    return [r for r in queue if not r.kv_tokens or r.kv_domain in island.domains or r.kv_domain not in homes]
 
 
 def slip_of(placement: Placement, cluster: ClusterView) -> tuple[Segment, ...] | None:

@@ -78,7 +78,7 @@ class Gateway:
         self.fleet = Fleet(gateway_id, self.incarnation)
         self._bus, self._runtime, self._config, self._on_ended = bus, runtime, config, on_ended
         self._scheduler = policy.scheduler()
-        self._state: Any = self._scheduler.initial()
+        self._states: dict[frozenset[str], Any] = {}
         self._requests: dict[str, Request] = {}
         self._streams: dict[str, Stream] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -206,16 +206,24 @@ class Gateway:
             return  # nothing would arrive; the first worker that is heard again begins a new round
         # In the order of arrival: a request that comes back for another attempt does not queue again.
         queue = sorted(self._waiting.values(), key=_ARRIVAL)
-        cluster = self.cluster()
         now_s = self._round_s = self._runtime.now()
-        self._state, dispatches, again_s = self._scheduler.step(self._state, queue, cluster, now_s)
-        for dispatch in dispatches:
-            self._dispatch(dispatch, cluster)
+        islands, calls = self.cluster().islands(), []
+        before, self._states = self._states, {}
+        for island in islands:
+            key = island.domains if len(islands) > 1 else frozenset[str]()
+            state = before[key] if key in before else self._scheduler.initial()
+            mine = placing.queue_of(island, islands, queue)
+            self._states[key], dispatches, again_s = self._scheduler.step(state, mine, island, now_s)
+            calls += [] if again_s is None else [again_s]
+            for dispatch in dispatches:
+                self._dispatch(dispatch, island)
+            if len(islands) > 1:
+                queue = [view for view in queue if view.request_id in self._waiting]
         if self._call is not None:
             self._call.cancel()
             self._call = None
-        if again_s is not None and self._waiting:
-            when_s = self._runtime.loop_time(max(again_s, now_s + 1e-4))
+        if calls and self._waiting:
+            when_s = self._runtime.loop_time(max(min(calls), now_s + 1e-4))
             self._call = asyncio.get_running_loop().call_at(when_s, self._soon)
 
     def cluster(self) -> ClusterView:
@@ -223,8 +231,7 @@ class Gateway:
         unfetched: dict[str, int] = {}
         for request in self._requests.values():
             if request.unfetched:
-                known = self.fleet.workers.get(request.slip[0].worker_id)
-                domain = known.state.kv_domain if known else ""
+                domain = self.fleet.domain_of(request.slip[0].worker_id)
                 unfetched[domain] = unfetched.get(domain, 0) + (request.slip[0].stop or 0)
         longest = max(map(_LENGTH, self._waiting.values()), default=0)
         room = placing.kv_room(
@@ -338,6 +345,8 @@ class Gateway:
         elif end in ("open", "migrated"):
             # What has been computed is in the KV store; only a place to go on is needed.
             request.kv_tokens = core.stored_tokens(request, end)
+            holder = request.holder()
+            request.kv_domain = self.fleet.domain_of(holder.worker_id) if holder is not None else ""
             self._mend.given_back(request)
         else:
             failure = error_from(run.failure) if run.failure is not None else Unavailable(f"the attempt {end}")

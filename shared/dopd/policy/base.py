@@ -36,7 +36,8 @@ class RequestView:
     """A waiting request. `isl_tokens` counts all input of the next segment, tokens already sent included.
 
     `kv_tokens` of it have been computed and stored by an earlier segment: such a request only needs a place to decode.
-    `osl_tokens` is the predicted number of output tokens still to come, with its spread as standard deviation.
+    `kv_domain` is where they are. `osl_tokens` is the predicted number of output tokens still to come, with its spread
+    as standard deviation.
     """
 
     request_id: str
@@ -50,6 +51,7 @@ class RequestView:
     arrived_s: float
     attempt: int = 0
     kv_tokens: int = 0
+    kv_domain: str = ""
     avoid: frozenset[str] = frozenset()
 
 
