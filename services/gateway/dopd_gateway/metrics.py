@@ -13,6 +13,7 @@ from dopd.obs.metric_table import Sample
 from dopd.slo import Slo
 from dopd_gateway.core import End, Request
 from dopd_gateway.http_connection import Room
+from dopd_gateway.over import outcome_of
 from dopd_gateway.service import Gateway
 from dopd_proto.base import Role
 
@@ -34,8 +35,7 @@ class GatewayMetrics:
 
     def ended(self, request: Request, end: End, error: RequestError | None) -> None:
         """`Gateway`'s `on_ended`."""
-        ended_s, first_s = request.timeline.ended_s, request.timeline.first_came_s
-        assert ended_s is not None  # it is over
+        outcome = outcome_of(request, end, error)
         self._outcomes[end] += 1
         if error is not None:
             self._failures[error.code] += 1
@@ -44,21 +44,14 @@ class GatewayMetrics:
         self._placements += request.attempt
         self._lost += request.failures
         self._missed += request.missed_tokens
-        self._duration(ended_s - request.arrived_s)
-        if first_s is None:
-            return
-        ttft_s = first_s - request.arrived_s
-        self._ttft(ttft_s)
-        if end in ("stop", "length"):
-            later = len(request.output) - 1
-            tpot_s = (ended_s - first_s) / later if later else 0.0
-            if later:
-                self._tpot(tpot_s)
-            slo = request.inbound.slo
-            late, slow = ttft_s > slo.ttft_s, tpot_s > slo.tpot_s
-            self._late["ttft"] += late
-            self._late["tpot"] += slow
-            self._within_slo += not (late or slow)
+        self._duration(outcome.ended_s - request.arrived_s)
+        if outcome.ttft_s is not None:
+            self._ttft(outcome.ttft_s)
+        if outcome.tpot_s is not None:
+            self._tpot(outcome.tpot_s)
+        self._late["ttft"] += outcome.late
+        self._late["tpot"] += outcome.slow
+        self._within_slo += outcome.met
 
     def samples(self, gateway: Gateway) -> Iterator[Sample]:
         """All but the histograms."""
