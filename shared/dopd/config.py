@@ -158,7 +158,9 @@ class EngineConfig(Section, frozen=True):
     """`kind` "auto" takes vLLM where it is installed. `profile`, `decode_profile` and the `sim_…` keys are for the
     emulated engine. A `decode_profile` of its own makes decode workers unlike prefill workers: roles then stay.
 
-    `model` is a hub id or a path; empty makes the tiny local model.
+    `model` is a hub id or a path; empty makes the tiny local model. `kv_shared` is a store behind the stores of several
+    domains, `redis://HOST:PORT`; for the emulated engine the domain of another emulated store. A token of KV takes
+    `kv_shared_token_s` more through it: policies count with that.
     """
 
     kind: Literal["auto", "sim", "vllm"] = "auto"
@@ -170,6 +172,8 @@ class EngineConfig(Section, frozen=True):
     max_step_tokens: Count = 0
     max_model_len: Count = 0
     kv_domain: str = "local"
+    kv_shared: str = ""
+    kv_shared_token_s: Annotated[float, msgspec.Meta(ge=0)] = 1e-4
     chunk_tokens: Count = 0
     save_decode_cache: bool = True
     sim_store_tokens: AtLeastOne = 4_000_000

@@ -2,8 +2,11 @@
 
 from dataclasses import replace
 
+import pytest
+
 from dopd.cluster import ClusterView, WorkerView
 from dopd.policy.base import RequestView
+from dopd.policy.dopd import LengthAware
 from dopd.slo import Slo
 from dopd_gateway import placing
 from dopd_gateway.fleet import Fleet, links_of
@@ -94,3 +97,17 @@ def test_computed_kv_goes_on_anywhere_when_its_island_does_not_serve() -> None:
     cluster = ClusterView((worker("w1", "a", serving=False), worker("w2", "b")))
     islands = cluster.islands()
     assert [r.request_id for r in placing.queue_of(islands[0], islands, [view("at-a", "a")])] == ["at-a"]
+
+
+@pytest.mark.parametrize(("token_s", "chosen"), [(0.0, "d-far"), (1e-2, "d-near")])
+def test_dopd_decodes_in_another_domain_where_that_is_worth_the_way(token_s: float, chosen: str) -> None:
+    near, far = worker("d-near", "a", running=20), worker("d-far", "b")
+    decode = [replace(w, role="decode", kv_total_tokens=100_000) for w in (near, far)]
+    links = {("a", "b"): token_s, ("b", "a"): token_s}
+    cluster = ClusterView((worker("p", "a"), *decode), {"a": 10_000, "b": 10_000}, links=links)
+    scheduler = LengthAware(local=0)
+    _, [dispatch], _ = scheduler.step(scheduler.initial(), [replace(view("r"), isl_tokens=1000)], cluster, 0.0)
+    assert [segment.worker_id for segment in dispatch.placements[0].segments] == ["p", chosen]
+    waiting = replace(view("r", "a"), isl_tokens=1000)
+    _, [dispatch], _ = scheduler.step(scheduler.initial(), [waiting], cluster, 0.0)
+    assert [segment.worker_id for segment in dispatch.placements[0].segments] == [chosen]

@@ -47,7 +47,7 @@ class Round:
 
     def __init__(self, profile: Profile, tpot_s: float, queue: Sequence[RequestView], cluster: ClusterView) -> None:
         self.dispatches: list[Dispatch] = []
-        self._profile, self._tpot_s = profile, tpot_s
+        self._profile, self._tpot_s, self._links = profile, tpot_s, cluster.links
         mean_tokens = mean_context(cluster)
         token_s = profile.prefill_token_s * (1 + SATURATED) + profile.prefill_token2_s * mean_tokens
         seats = {w.worker_id: _seat(w, token_s, mean_tokens) for w in cluster.workers}
@@ -63,7 +63,7 @@ class Round:
 
     def finish(self, request: RequestView) -> bool:
         """A place to decode for a request whose prompt is computed."""
-        seat = self._target(request)
+        seat = self._target(request, request.kv_domain)
         if seat is None:
             return False
         self._bind(request, SegmentPlan(seat.worker.worker_id))
@@ -75,7 +75,7 @@ class Round:
         request, source = job.request, self._source(job.request)
         if source is None or source.prompt_s > ahead_s:
             return False
-        target = self._target(request)
+        target = self._target(request, source.worker.kv_domain)
         place, more = SegmentPlan(source.worker.worker_id, request.isl_tokens), request.max_new_tokens > 1
         if any(source is seat for seat in self.decode):
             self._bind(request, SegmentPlan(source.worker.worker_id))
@@ -146,10 +146,17 @@ class Round:
             return self._first
         return min((s for s in self.prefill if s.credit > 0), key=lambda s: (_avoided(s, request), s.prompt_s))
 
-    def _target(self, request: RequestView) -> Seat | None:
-        if not request.avoid or self._best is None:
+    def _target(self, request: RequestView, kv_domain: str) -> Seat | None:
+        """Where to decode what is computed in that domain."""
+        if self._best is None or not (request.avoid or self._links):
             return self._best
-        return min((s for s in self.decode if s.credit > 0), key=lambda s: (_avoided(s, request), s.load))
+        able = (s for s in self.decode if s.credit > 0)
+        return min(able, key=lambda s: (_avoided(s, request), s.load + self._far(request, kv_domain, s)))
+
+    def _far(self, request: RequestView, kv_domain: str, seat: Seat) -> float:
+        """What the way from another domain adds to the mean time per output token, as share of its target."""
+        token_s = self._links.get((kv_domain, seat.worker.kv_domain), 0.0)
+        return token_s * request.isl_tokens / (request.slo.tpot_s * max(1.0, request.osl_tokens))
 
     def _rate(self, seat: Seat) -> None:
         """What follows from what it has."""

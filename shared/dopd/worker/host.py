@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from dopd.bus import Bus, Delivery, Subscription
 from dopd.config import WorkerConfig
 from dopd.engine.contract import Engine, JobOutput
+from dopd.engine.shared_kv import SharedKv
 from dopd.errors import BadRequest, BusError, RequestError
 from dopd.obs.log import get_logger
 from dopd.obs.telemetry import Tracing
@@ -59,6 +60,7 @@ class Worker:
         config: WorkerConfig,
         model: str,
         kv_domain: str = "local",
+        shared: SharedKv | None = None,
         starts: Mapping[Role, float] | None = None,
         tracing: Tracing | None = None,
     ) -> None:
@@ -68,7 +70,8 @@ class Worker:
         self.role = role.RoleState(first_role)
         self._engine, self._bus, self._runtime, self._config = engine, bus, runtime, config
         self._starts = starts or {}
-        self._vitals = Vitals((worker_id, self.incarnation), model, kv_domain, engine, config)
+        self._kv_domain, self._shared = kv_domain, shared
+        self._vitals = Vitals((worker_id, self.incarnation), model, kv_domain, shared, engine, config)
         self._held: dict[str, Held] = {}
         self._turn = Turn(worker_id, tracing)
         self.tally = Tally()
@@ -95,6 +98,8 @@ class Worker:
         """Say "starting", load the engine, then take work. Raises EngineError."""
         me, bus = self.worker_id, self._bus
         self._spawn(self._beat())
+        if self._shared is not None:
+            self._spawn(self._shared.watch())
         await self._engine.start(self._on_output)
         self._subscriptions = [
             await bus.subscribe(GATEWAY_STATE.at(), self._on_gateway),
@@ -227,7 +232,8 @@ class Worker:
     def _take(self, held: Held, output: JobOutput) -> None:
         if output.cached is not None:
             held.started = True
-            self.tally.looked(len(held.input_tokens), output.cached)
+            far = bool(held.work.kv_tokens) and held.work.kv_domain not in ("", self._kv_domain)
+            self.tally.looked(len(held.input_tokens), output.cached, far=far)
         held.made += output.tokens
         held.times_s += output.times_s
         if output.logprobs:
@@ -270,7 +276,8 @@ class Worker:
         """Give the second segment to the worker of the slip, or leave it to the gateway."""
         assert isinstance(held.work, PrefillWork) and held.work.then is not None
         target = held.work.then
-        end: RunEnd = "handed_over" if await self._offer(segment.next_work(held, target), target) else "open"
+        work = segment.next_work(held, target, self._kv_domain)
+        end: RunEnd = "handed_over" if await self._offer(work, target) else "open"
         if held.job_id in self._held:
             self._close(held, end)
             if end == "handed_over":
@@ -408,4 +415,5 @@ class Worker:
             self.failed.set()
         self._said_held = len(self._held)
         held, now_s = self._held.values(), self._runtime.now()
-        return self._vitals.state(self._phase, self.role, load, held, self._accounts, self._missed, now_s)
+        far_tokens = self.tally.input_tokens["far"]
+        return self._vitals.state(self._phase, self.role, load, held, self._accounts, self._missed, far_tokens, now_s)

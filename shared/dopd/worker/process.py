@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from dopd.config import EngineConfig, real_engine, served_name
 from dopd.engine.contract import Engine
+from dopd.engine.shared_kv import SharedKv
 from dopd.engine.sim.engine import SimEngine
 from dopd.engine.sim.pair import pair
 from dopd.engine.sim.store import BusStore
@@ -38,11 +39,11 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 async def _serve(first_role: Role, ctx: ServiceContext) -> None:
     config = ctx.config
     policy = policy_of(config)
-    engine = make_engine(config.engine, policy, first_role, ctx)
+    engine, shared = make_engine(config.engine, policy, first_role, ctx)
     role: Role = "mixed" if policy.first_roles == "mixed" else first_role
     worker = Worker(
         ctx.args.worker_id, role, engine, ctx.bus, ctx.runtime, config.worker,
-        served_name(config.engine), config.engine.kv_domain, policy.starts and policy.starts(), ctx.tracing,
+        served_name(config.engine), config.engine.kv_domain, shared, policy.starts and policy.starts(), ctx.tracing,
     )  # fmt: skip
     ctx.metrics.add(lambda: metrics.samples(worker, ctx.runtime.now()))
     ctx.readiness.when(partial(_lacks, worker))
@@ -67,15 +68,21 @@ async def _first(*events: asyncio.Event) -> None:
         wait.cancel()
 
 
-def make_engine(config: EngineConfig, policy: Policy, first_role: Role, ctx: ServiceContext) -> Engine:
-    """The engine that the config names for this role, not started yet."""
+def make_engine(
+    config: EngineConfig, policy: Policy, first_role: Role, ctx: ServiceContext
+) -> tuple[Engine, SharedKv | None]:
+    """The engine that the config names for this role, not started yet, and the store that its domain shares."""
+    name, token_s = config.kv_shared, config.kv_shared_token_s
     if real_engine(config):
         # heavy: imported only where it is used
-        from dopd.engine.vllm import environment
+        from dopd.engine.vllm import environment, resp
         from dopd.engine.vllm.engine import VllmEngine
         from dopd.engine.vllm.settings import settings_from
 
-        return VllmEngine(settings_from(config, config.model, cpu=environment.on_cpu()), ctx.runtime)
-    store = BusStore(ctx.bus, config.kv_domain, config.sim_store_tokens)
+        shared = SharedKv(name, token_s, partial(resp.answers, *resp.place(name))) if name else None
+        return VllmEngine(settings_from(config, config.model, cpu=environment.on_cpu()), ctx.runtime), shared
     prefill, decode = pair(config, policy)
-    return SimEngine(decode if first_role == "decode" else prefill, store, ctx.runtime, config.save_decode_cache)
+    profile = decode if first_role == "decode" else prefill
+    store = BusStore(ctx.bus, config.kv_domain, config.sim_store_tokens, name, token_s * profile.chunk_tokens)
+    shared = SharedKv(name, token_s, store.reaches_shared) if name else None
+    return SimEngine(profile, store, ctx.runtime, config.save_decode_cache), shared

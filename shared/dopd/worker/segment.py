@@ -85,8 +85,8 @@ def complete(held: Held) -> bool:
     return held.index + len(held.made) >= held.work.sampling.max_tokens
 
 
-def next_work(held: Held, then: Segment) -> DecodeWork:
-    """The second segment of the slip."""
+def next_work(held: Held, then: Segment, kv_domain: str = "") -> DecodeWork:
+    """The second segment of the slip, with the domain that has the KV of the first."""
     work = held.work
     return DecodeWork(
         request_id=work.request_id,
@@ -101,6 +101,7 @@ def next_work(held: Held, then: Segment) -> DecodeWork:
         priority=work.priority,
         any_role=work.any_role,
         kv_tokens=kv_tokens(held),
+        kv_domain=kv_domain,
     )
 
 

@@ -17,7 +17,7 @@ class Tally:
 
     ended: Counter[RunEnd] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
-    input_tokens: Counter[str] = field(default_factory=lambda: Counter(local=0, store=0, computed=0))
+    input_tokens: Counter[str] = field(default_factory=lambda: Counter(local=0, store=0, far=0, computed=0))
     role_changes: int = 0
     made_tokens: int = 0
     busy_s: float = 0.0
@@ -28,10 +28,10 @@ class Tally:
         if self.busy_since_s is None:
             self.busy_since_s = now_s
 
-    def looked(self, input_tokens: int, cached: Cached) -> None:
-        """The engine has found out how much of a segment's input need not be computed."""
+    def looked(self, input_tokens: int, cached: Cached, *, far: bool) -> None:
+        """The engine has found out how much of a segment's input need not be computed; `far`: from another domain."""
         self.input_tokens["local"] += cached.local_tokens
-        self.input_tokens["store"] += cached.store_tokens
+        self.input_tokens["far" if far else "store"] += cached.store_tokens
         self.input_tokens["computed"] += input_tokens - cached.local_tokens - cached.store_tokens
 
     def closed(self, held: Held, end: RunEnd) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from dopd.config import WorkerConfig
 from dopd.engine.contract import Engine, EngineLoad
+from dopd.engine.shared_kv import SharedKv
 from dopd.worker import credit
 from dopd.worker.credit import Account
 from dopd.worker.health import Pulse
@@ -19,8 +20,16 @@ from dopd_proto.telemetry import Phase, WorkerState
 class Vitals:
     """One worker's. `me` is (id, incarnation)."""
 
-    def __init__(self, me: tuple[str, str], model: str, kv_domain: str, engine: Engine, config: WorkerConfig) -> None:
-        self._me, self._model, self._kv_domain = me, model, kv_domain
+    def __init__(
+        self,
+        me: tuple[str, str],
+        model: str,
+        kv_domain: str,
+        shared: SharedKv | None,
+        engine: Engine,
+        config: WorkerConfig,
+    ) -> None:
+        self._me, self._model, self._kv_domain, self._shared = me, model, kv_domain, shared
         self._engine, self._config = engine, config
         self._pulse = Pulse(config.slow_s, config.stall_s)
 
@@ -37,11 +46,13 @@ class Vitals:
         held: Collection[Held],
         accounts: dict[str, Account],
         kv_misses: int,
+        kv_far_tokens: int,
         now_s: float,
     ) -> WorkerState:
         """The worker now. `life` is what its own start and end make of it; health and role refine "serving"."""
         phase = self._judge(life, role, load, now_s)
         reserved = sum([each.most_tokens for each in held])
+        shared = self._shared if self._shared is not None and self._shared.reached and load.store_ok else None
         capacity = self.capacity(role.role)
         free = credit.free_slots(capacity, len(held), reserved, load.kv_total_tokens) if phase == "serving" else 0
         return WorkerState(
@@ -68,6 +79,9 @@ class Vitals:
             store_total_tokens=load.store_total_tokens,
             store_ok=load.store_ok,
             kv_misses=kv_misses,
+            kv_shared=shared.name if shared is not None else "",
+            kv_shared_token_s=shared.token_s if shared is not None else 0.0,
+            kv_far_tokens=kv_far_tokens,
             max_model_len=self._engine.max_model_len,
             gpus=self._engine.gpus,
             engine=self._engine.label,

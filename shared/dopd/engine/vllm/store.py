@@ -6,6 +6,7 @@ the one that is fast and has no race between the end of a prefill and its fetch.
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from typing import BinaryIO
 import msgspec
 
 from dopd.engine.vllm import environment
+from dopd.engine.vllm.resp import place
 from dopd.errors import EngineError
 from dopd.runtime.lifeline import die_with
 
@@ -71,6 +73,15 @@ def lmcache_command(settings: StoreSettings) -> list[str]:
         options["--l2-adapter"] = settings.l2
     words = [word for pair in options.items() for word in map(str, pair)]
     return [str(script), "server", *words, "--no-l1-use-lazy"]
+
+
+def shared_adapter(url: str) -> str:
+    """LMCache's JSON for the store of `redis://HOST:PORT` behind its own, "" for none. Raises ConfigError."""
+    if not url:
+        return ""
+    host, port = place(url)
+    client = {"module_path": "dopd.engine.vllm.resp", "class_name": "RespClient"}
+    return json.dumps({"type": "native_plugin", **client, "adapter_params": {"host": host, "port": port}})
 
 
 def free_port(host: str) -> int:
