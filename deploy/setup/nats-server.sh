@@ -4,7 +4,6 @@
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/lib.sh"
-TOOLS=$ROOT/.tools
 
 find_server() {
     # /usr/sbin: Debian puts it there, outside an ordinary user's PATH.
@@ -19,34 +18,12 @@ find_server() {
     return 1
 }
 
-# apt with package lists of our own, so that neither root nor the system's state is needed.
-private_apt() {
-    apt-get -q -o Dir::State::lists="$TOOLS/apt/lists" -o Dir::Cache="$TOOLS/apt" \
-        -o Dir::Cache::archives="$TOOLS/apt/archives" -o APT::Sandbox::User= "$@" >&2
-}
-
-unpack_debian() {
-    command -v apt-get >/dev/null && command -v dpkg >/dev/null || return 1
-    mkdir -p "$TOOLS/apt/lists/partial" "$TOOLS/apt/archives/partial" "$TOOLS/bin"
-    cd "$TOOLS/apt"
-    rm -f nats-server_*.deb
-    # The system's lists first (a second); they are empty in most images, then fetch private ones.
-    apt-get -q -o APT::Sandbox::User= download nats-server >&2 2>/dev/null || {
-        say "fetching package lists"
-        private_apt update || true # a foreign source that fails must not stop us
-        private_apt download nats-server || return 1
-    }
-    dpkg -x nats-server_*.deb "$TOOLS/nats"
-    ln -sfn ../nats/usr/sbin/nats-server "$TOOLS/bin/nats-server"
-    rm -rf "$TOOLS/apt"
-}
-
 [ -z "${NATS_SERVER_BIN:-}" ] || "$NATS_SERVER_BIN" --version >/dev/null 2>&1 ||
     die "NATS_SERVER_BIN=$NATS_SERVER_BIN does not run"
 
 find_server && exit
 say "nats-server: none found, unpacking Debian's package into .tools"
-if (unpack_debian); then
+if (unpack_debian nats-server nats usr/sbin/nats-server); then
     find_server && exit
 fi
 die "nats-server 2.9 or newer is needed and could not be fetched. One of:" "" \
