@@ -6,12 +6,15 @@ Consumes the shipped files, unchanged: ports and addresses are given on the comm
 
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from dopd.bus.permissions import USERS, password_variable
 from dopd.runtime.lifeline import PARENT_VARIABLE
@@ -38,9 +41,9 @@ SERVICES = {
 class SecuredBroker(NatsServer):
     """A server with the shipped `server.conf`, or another file beside it."""
 
-    def __init__(self, folder: Path, config: Path = NATS / "server.conf") -> None:
+    def __init__(self, folder: Path, config: Path = NATS / "server.conf", host: str = "127.0.0.1") -> None:
         super().__init__(server_binary(), folder)
-        self._config = config
+        self._config, self._host = config, host
         self.passwords = {user: f"p{secrets.token_hex(12)}" for user in USERS}
         self.env = {password_variable(user): password for user, password in self.passwords.items()}
         self.env["DOPD_NATS_STORE_DIR"] = str(folder / "js")
@@ -56,8 +59,24 @@ class SecuredBroker(NatsServer):
         return [line for line in self.log.splitlines() if "iolation" in line or "authentication error" in line]
 
     def _command(self, port: int) -> list[str]:
-        where = ["-a", "127.0.0.1", "-p", str(port), "-m", "-1"]
+        where = ["-a", self._host, "-p", str(port), "-m", "-1"]
         return [str(self._binary), "-c", str(self._config), *where, "--ports_file_dir", str(self._folder)]
+
+
+def make_certificates(folder: Path) -> Path:
+    """A development CA and a broker's certificate, by the shipped script; the CA's file."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is missing (Debian: apt-get install openssl)")
+    subprocess.run([NATS / "dev-ca.sh", folder], check=True, capture_output=True, timeout=30)
+    return folder / "ca.crt"
+
+
+def tls_broker(folder: Path, certificates: Path, host: str = "127.0.0.1") -> SecuredBroker:
+    """A server with the shipped `tls.conf`, not started."""
+    broker = SecuredBroker(folder, NATS / "tls.conf", host)
+    broker.env["DOPD_NATS_TLS_CERT"] = str(certificates / "server.crt")
+    broker.env["DOPD_NATS_TLS_KEY"] = str(certificates / "server.key")
+    return broker
 
 
 class Services:

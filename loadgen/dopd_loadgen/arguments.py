@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dopd.bus.common import shown
 from dopd_loadgen.goodput import PRESETS as SLO_PRESETS
 from dopd_loadgen.model import Run
 from dopd_loadgen.report.command import add_figure_arguments
@@ -156,8 +157,9 @@ def folder_of(args: Namespace, run: Run) -> Path | None:
 
 
 def settings_of(args: Namespace) -> dict[str, Any]:
-    """Every flag, to be kept with the result; keys and headers may be secrets."""
+    """Every flag, to be kept with the result; keys, headers and what addresses say of users may be secrets."""
     kept = {name: value for name, value in vars(args).items() if name not in ("api_key", "header", "run")}
+    kept |= {name: shown(kept[name]) for name in ("nats", "url") if kept.get(name)}
     return json.loads(json.dumps(kept, default=str))  # type: ignore[no-any-return]
 
 

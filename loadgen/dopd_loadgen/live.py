@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import uvloop
 
+from dopd.bus.common import shown
 from dopd.errors import LoadError
 from dopd_gateway.tokenizer import Tokenizer
 from dopd_loadgen.arguments import count, pair, seconds
@@ -115,7 +116,7 @@ def measured(args: Namespace, schedule: Schedule, goodput: Goodput, tell: Callab
     return Run(
         label=args.label or ("nats" if args.nats else "http"),
         api="nats" if args.nats else "http",
-        target=args.nats or args.url or DEFAULT_URL,
+        target=shown(args.nats or args.url or DEFAULT_URL),  # reports are passed on
         model=driven.model,
         seed=args.seed,
         started_unix_s=driven.started_unix_s,

@@ -7,7 +7,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from dopd import config as configs
 from dopd.bus import Bus
+from dopd.bus.common import shown
 from dopd.errors import BusError, LoadError, PayloadTooLarge
 from dopd_loadgen.completion_events import Unanswered, kind_of
 from dopd_loadgen.drive import clock, zero_of
@@ -37,10 +39,10 @@ class NatsSettings:
 
 
 async def connect(url: str) -> Bus:
-    """The real bus. Raises BusError."""
+    """The real bus; its CA is that of DOPD__CLUSTER__NATS_CA_FILE. Raises BusError or ConfigError."""
     from dopd.bus.nats_bus import NatsBus  # the only client of NATS; keeps HTTP runs free of it
 
-    return await NatsBus.connect(url, name="loadgen")
+    return await NatsBus.connect(url, name="loadgen", ca_file=configs.load().cluster.nats_ca_file)
 
 
 class NatsTarget:
@@ -60,13 +62,13 @@ class NatsTarget:
 
     async def open(self) -> None:
         if not self.model:
-            raise LoadError(self.url, "over NATS nobody lists models; name the one to ask for")
+            raise LoadError(shown(self.url), "over NATS nobody lists models; name the one to ask for")
         self._now = clock()
         deadline_s = self._now() + self._settings.ready_timeout_s
         try:
             self._bus = await self._dial(self.url)
         except BusError as error:
-            raise LoadError(self.url, f"{error}; is the broker up, and is this its address?") from error
+            raise LoadError(shown(self.url), f"{error}; is the broker up, and is this its address?") from error
         try:
             await self._make_ready(deadline_s)
         except BaseException:
@@ -145,7 +147,7 @@ class NatsTarget:
             later = record.failure in ("connection", "timeout", "rejected")
             if not later or self._now() + RETRY_S > deadline_s:
                 said = f"a request of one token failed, {record.failure}: {record.detail}"
-                raise LoadError(self.url, f"{said}; is a gateway up?" if later else said)
+                raise LoadError(shown(self.url), f"{said}; is a gateway up?" if later else said)
             await asyncio.sleep(RETRY_S)
 
 

@@ -10,6 +10,7 @@ DopdError
 │  ├─ Unavailable           503, retryable
 │  └─ DeadlineExceeded      504, retryable
 ├─ BusError
+│  ├─ BrokerRefuses         the broker is there, and does not let us in or do this
 │  ├─ NoResponders          nobody listens on the subject
 │  ├─ RequestTimeout        a reply did not come in time
 │  └─ BusClosed
@@ -101,6 +102,10 @@ class DeadlineExceeded(RequestError):
 
 class BusError(DopdError):
     """Something between processes failed."""
+
+
+class BrokerRefuses(BusError):
+    """The broker is there, and does not let us in, or not do this. To try again is of no use."""
 
 
 class NoResponders(BusError):

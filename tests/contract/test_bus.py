@@ -125,6 +125,19 @@ async def test_a_plain_subscriber_can_answer_a_request_by_its_reply_address(rig:
 
 
 @on_every_bus
+async def test_an_answer_never_goes_to_a_subject_of_ours_whatever_the_asker_names(rig: Rig) -> None:
+    bus, taker = await rig.connect("b"), Taker()
+    faults = faults_of(bus)
+    await bus.subscribe(W1, taker)
+    for named in (W1.name, "dopd.ledger.decisions", "$JS.API.STREAM.DELETE.dopd_log_decisions"):
+        bus.answer(named, abort(1))
+    bus.publish(W1, abort(2))
+    await taker.count(1)
+    assert attempts(taker) == [2], "an answer sent before would have come before"
+    assert [fault.kind for fault in faults] == ["no_inbox"] * 3
+
+
+@on_every_bus
 async def test_a_request_to_nobody_fails_at_once(rig: Rig) -> None:
     bus = await rig.connect("b")
     loop = asyncio.get_running_loop()

@@ -106,14 +106,15 @@ def test_the_broker_is_the_given_one_then_the_configured_then_the_running_then_t
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DOPD__CLUSTER__STATE_DIR", str(tmp_path))
-    assert where.nats_url(None, None) == "nats://127.0.0.1:4222"
+    assert where.broker(None, None) == ("nats://127.0.0.1:4222", "")
     (tmp_path / "run").mkdir()
-    running = Config(cluster=Config().cluster.__class__(nats_url="nats://running:1"))
+    running = Config(cluster=Config().cluster.__class__(nats_url="nats://running:1", nats_ca_file="theirs"))
     (tmp_path / "run" / "config.json").write_bytes(dump(running))
-    assert where.nats_url(None, None) == "nats://running:1"
+    assert where.broker(None, None) == ("nats://running:1", "theirs")
     monkeypatch.setenv("DOPD__CLUSTER__NATS_URL", "nats://configured:1")
-    assert where.nats_url(None, None) == "nats://configured:1"
-    assert where.nats_url("nats://given:1", None) == "nats://given:1"
+    assert where.broker(None, None) == ("nats://configured:1", "")
+    monkeypatch.setenv("DOPD__CLUSTER__NATS_CA_FILE", "ours")
+    assert where.broker("nats://given:1", None) == ("nats://given:1", "ours")
 
 
 def test_without_a_broker_roles_says_so_and_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,12 +11,10 @@ from collections.abc import Sequence
 import msgspec
 
 from dopd.bus.common import shown
-from dopd.bus.nats_bus import NatsBus
-from dopd.errors import BusError, ConfigError, DopdError, NoResponders, RequestTimeout
+from dopd.errors import ConfigError, DopdError, NoResponders, RequestTimeout
 from dopd.obs.explain import table, words
 from dopd.runtime.main import add_config_argument
-from dopd.supervisor.where import nats_url
-from dopd_planner.roles_cli import CONNECT_S
+from dopd.supervisor.where import broker, connect
 from dopd_proto.control import DecisionRecord, DecisionsReply, DecisionsRequest
 from dopd_proto.subjects import DECISIONS
 
@@ -69,7 +67,7 @@ def _json(value: DecisionRecord | tuple[DecisionRecord, ...]) -> str:
 def _asked(args: argparse.Namespace, request: DecisionsRequest) -> tuple[DecisionRecord, ...] | int:
     """The decisions, or the exit code."""
     try:
-        return asyncio.run(_ask(nats_url(args.nats, args.config), request))
+        return asyncio.run(_ask(*broker(args.nats, args.config), request))
     except ConfigError as error:
         print(f"dopd: {error}", file=sys.stderr)
         return 2
@@ -78,11 +76,8 @@ def _asked(args: argparse.Namespace, request: DecisionsRequest) -> tuple[Decisio
         return 1
 
 
-async def _ask(url: str, request: DecisionsRequest) -> tuple[DecisionRecord, ...]:
-    try:
-        bus = await NatsBus.connect(url, name="dopd-decisions", connect_timeout_s=CONNECT_S)
-    except BusError:
-        raise BusError(f"no broker answers at {shown(url)}; is the cluster up? (`dopd up`, or --nats URL)") from None
+async def _ask(url: str, ca_file: str, request: DecisionsRequest) -> tuple[DecisionRecord, ...]:
+    bus = await connect(url, ca_file, "dopd-decisions")
     try:
         return (await bus.request(DECISIONS.at(), request, (DecisionsReply,), timeout_s=ANSWER_S)).decisions
     except NoResponders:

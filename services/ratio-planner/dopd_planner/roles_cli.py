@@ -10,15 +10,13 @@ import sys
 from collections.abc import Sequence
 
 from dopd.bus.common import shown
-from dopd.bus.nats_bus import NatsBus
-from dopd.errors import BusError, ConfigError, DopdError, NoResponders, RequestTimeout
+from dopd.errors import ConfigError, DopdError, NoResponders, RequestTimeout
 from dopd.runtime.main import add_config_argument
-from dopd.supervisor.where import nats_url
+from dopd.supervisor.where import broker, connect
 from dopd_proto.control import RolesReply, RolesRequest, WorkerRow
 from dopd_proto.subjects import ROLES
 
 HEADINGS = ("worker", "role", "phase", "epoch", "incarnation", "running", "waiting", "kv", "gpus", "engine", "pinned")
-CONNECT_S = 2.0
 SLACK_S = 5.0  # the planner answers by itself at the time-out; we give up a little later
 
 
@@ -26,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     """The command: 0 done, 1 refused or nobody there, 2 wrong command line."""
     args = _parser().parse_args(argv)
     try:
-        return asyncio.run(_ask(nats_url(args.nats, args.config), _request(args)))
+        return asyncio.run(_ask(*broker(args.nats, args.config), _request(args)))
     except ConfigError as error:
         print(f"dopd roles: {error}", file=sys.stderr)
         return 2
@@ -78,11 +76,8 @@ def _request(args: argparse.Namespace) -> RolesRequest:
     return RolesRequest(action=args.action, worker_id=getattr(args, "worker_id", ""), timeout_s=10.0)
 
 
-async def _ask(url: str, request: RolesRequest) -> int:
-    try:
-        bus = await NatsBus.connect(url, name="dopd-roles", connect_timeout_s=CONNECT_S)
-    except BusError:
-        raise BusError(f"no broker answers at {shown(url)}; is the cluster up? (`dopd up`, or --nats URL)") from None
+async def _ask(url: str, ca_file: str, request: RolesRequest) -> int:
+    bus = await connect(url, ca_file, "dopd-roles")
     try:
         reply = await bus.request(ROLES.at(), request, (RolesReply,), timeout_s=request.timeout_s + SLACK_S)
     except NoResponders:

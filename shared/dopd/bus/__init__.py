@@ -77,13 +77,14 @@ class Bus(Protocol):
         """
 
     def answer(self, reply_to: str, message: Message) -> None:
-        """Send to an inbox that a `Delivery` named. Raises like `publish`."""
+        """Send to an inbox that a `Delivery` named; to a subject of ours it is not sent, but a fault. Raises like
+        `publish`."""
 
     async def request(self, to: Address[M], message: M, replies: tuple[type[R], ...], timeout_s: float) -> R:
         """Send and wait for one answer.
 
-        Raises NoResponders at once when nobody listens, RequestTimeout, PayloadTooLarge, BusClosed, or the
-        RequestError that a `Failure` answer stands for.
+        Raises NoResponders at once when nobody listens, BrokerRefuses when we may not ask that, RequestTimeout,
+        PayloadTooLarge, BusClosed, or the RequestError that a `Failure` answer stands for.
         """
 
     async def stream(
@@ -92,12 +93,12 @@ class Bus(Protocol):
         """Send a request whose many answers go to `on_reply`, until the returned subscription is stopped.
 
         Returns once the broker has taken the request, at once while it is away. Raises NoResponders when nobody
-        listens, PayloadTooLarge or BusClosed. `on_reply` gets messages only: list Failure among `replies` to see
-        errors of the other side. Whether and when an answer comes is the caller's to watch.
+        listens, BrokerRefuses, PayloadTooLarge or BusClosed. `on_reply` gets messages only: list Failure among
+        `replies` to see errors of the other side. Whether and when an answer comes is the caller's to watch.
         """
 
     async def subscribe(self, to: Address[M], handler: Callable[[Delivery[M]], None], queue: str = "") -> Subscription:
-        """Call `handler` for each message. With `queue`, one member of the group gets each."""
+        """Call `handler` for each message. With `queue`, one member of the group gets each. Raises BrokerRefuses."""
 
     async def serve(self, to: Address[M], handler: Callable[[M], Awaitable[Message]], queue: str = "") -> Subscription:
         """Answer requests. A RequestError from the handler becomes a `Failure` answer, any other exception a 500."""

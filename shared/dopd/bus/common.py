@@ -29,8 +29,16 @@ _log = logging.getLogger("dopd.bus")
 
 def shown(url: str) -> str:
     """A broker's address for people and logs: without the user and the password or token that it may have."""
-    # Up to the last @: a password that was not percent-encoded may have anything in it.
-    return re.sub(r"^(\w+://)?.*@", r"\1", url)
+    # Up to the last @ of each: a password that was not percent-encoded may have anything in it.
+    return ",".join(re.sub(r"^(\w+://)?.*@", r"\1", each) for each in re.split(r",(?=\w+://)", url))
+
+
+def may_answer(reply_to: str, faults: "FaultBox") -> bool:
+    """Whether it is an inbox. Askers choose it: nobody shall say with an answer of ours what he may not say himself."""
+    if not reply_to.startswith(("dopd.", "$")):
+        return True
+    faults.report("no_inbox", reply_to, "an answer was wanted there, and not sent")
+    return False
 
 
 class FaultBox:

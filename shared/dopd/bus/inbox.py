@@ -16,12 +16,15 @@ from dopd_proto.codec import DecodeError, decode
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """Who waits for answers: of which types, where they go, and whom to tell that nobody listens."""
+    """Who waits for answers: from which subject, of which types, where they go, and whom to tell that nobody listens,
+    or why there will be no answer."""
 
+    asked: str
     types: tuple[type[Any], ...]
     on_answer: Callable[[Any], None]
     on_nobody: Callable[[], None]
     on_garbage: Callable[[str], None]
+    on_refused: Callable[[str], None]
 
 
 class Inbox:
@@ -55,6 +58,11 @@ class Inbox:
         """The connection was lost: what was sent to ourselves may never come back."""
         for on_mark in list(self._marks.values()):
             on_mark()
+
+    def refuse(self, asked: str, detail: str) -> None:
+        """The broker does not let us ask there. `asked` is in lower case."""
+        for asker in [each for each in self._askers.values() if each.asked.lower() == asked]:
+            asker.on_refused(detail)
 
     def is_wanted(self, reply_to: str) -> bool:
         """False for one of our own subjects whose asker has gone."""

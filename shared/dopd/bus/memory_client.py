@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dopd.bus import BusFault, Delivery
-from dopd.bus.common import FaultBox, TaskSet, expected, refuse_undecodable, respond_to, settle
+from dopd.bus.common import FaultBox, TaskSet, expected, may_answer, refuse_undecodable, respond_to, settle
 from dopd.errors import BusClosed, NoResponders, PayloadTooLarge, RequestTimeout
 from dopd_proto.base import Message
 from dopd_proto.codec import DecodeError, decode, encode
@@ -91,7 +91,8 @@ class MemoryBus:
         self._send(to.name, message, "")
 
     def answer(self, reply_to: str, message: Message) -> None:
-        self._send(reply_to, message, "")
+        if may_answer(reply_to, self.faults):
+            self._send(reply_to, message, "")
 
     async def request(self, to: Address[M], message: M, replies: tuple[type[R], ...], timeout_s: float) -> R:
         loop = asyncio.get_running_loop()

@@ -17,9 +17,9 @@ from nats.nuid import NUID
 
 from dopd.bus import Delivery
 from dopd.bus.common import DEFAULT_MAX_PENDING, end_task, refuse_undecodable, shown, within
-from dopd.bus.reach import Reach, reach, refusal
+from dopd.bus.reach import Reach, not_allowed, reach, refusal
 from dopd.bus.wire import WireBus
-from dopd.errors import BusClosed, BusError
+from dopd.errors import BrokerRefuses, BusClosed, BusError
 from dopd_proto.base import Message
 from dopd_proto.codec import DecodeError, decode
 from dopd_proto.subjects import Address
@@ -78,6 +78,7 @@ class NatsBus(WireBus):
         self._since_s: float | None = None
         self._settling: asyncio.TimerHandle | None = None
         self._subscriptions: set[NatsSubscription] = set()
+        self._refused: set[str] = set()
         self._writer: asyncio.Task[None] | None = None
 
     @classmethod
@@ -94,8 +95,8 @@ class NatsBus(WireBus):
         max_pending: int = DEFAULT_MAX_PENDING,
         outbox_bytes: int = 64 * 1024 * 1024,
     ) -> "NatsBus":
-        """`url` and `ca_file` as in `reach`. Raises ConfigError for those that cannot be used, and BusError when no
-        broker answers within `connect_timeout_s`, or it refuses us.
+        """`url` and `ca_file` as in `reach`. Raises ConfigError for those that cannot be used, BusError when no
+        broker answers within `connect_timeout_s`, and BrokerRefuses at once when it does not let us in.
 
         A broker that is frozen is noticed after two to three `ping_interval_s`.
         """
@@ -115,9 +116,9 @@ class NatsBus(WireBus):
             raise BusError(
                 f"no broker at {shown(url)} within {connect_timeout_s} s ({type(error).__name__})"
             ) from error
-        except BusError as error:
+        except BrokerRefuses as error:
             await bus._close()
-            raise BusError(f"the broker at {shown(url)}: {error}") from error
+            raise BrokerRefuses(f"the broker at {shown(url)}: {error}") from error
         return bus
 
     @property
@@ -177,7 +178,7 @@ class NatsBus(WireBus):
         self._writer = asyncio.get_running_loop().create_task(self.outbox.run())
         await self._client.subscribe(f"{self.inbox.prefix}.*", cb=self._on_inbox)
         self._ready()
-        await self._round_trip()
+        await self._known(f"{self.inbox.prefix}.*")
 
     async def _send(self, subject: str, payload: bytes, reply_to: str) -> None:
         try:
@@ -201,12 +202,19 @@ class NatsBus(WireBus):
             except Exception as error:
                 faults.report("handler", msg.subject, f"{type(error).__name__}: {error}", error)
 
+        self._refused.discard(to.name.lower())
         raw = await self._client.subscribe(to.name, queue, take, pending_msgs_limit=self._max_pending)
         subscription.raw = raw
         self._subscriptions.add(subscription)
         # Whoever publishes after this returns, on whatever connection, is heard.
-        await self._round_trip()
+        await self._known(to.name)
         return subscription
+
+    async def _known(self, subject: str) -> None:
+        """Until the broker knows a subscription. Raises BusError where it does not allow it."""
+        await self._round_trip()
+        if subject.lower() in self._refused:
+            raise BrokerRefuses(f"{self._to.who} may not listen on {subject}")
 
     async def _on_inbox(self, msg: Msg) -> None:
         nobody = msg.headers is not None and msg.headers.get("Status") == "503"
@@ -235,9 +243,15 @@ class NatsBus(WireBus):
 
     async def _on_error(self, error: Exception) -> None:
         if self._opening and (why := refusal(error, self._to)):
-            raise BusError(why) from error  # ends the library's `connect`, which would try for ever
+            raise BrokerRefuses(why) from error  # ends the library's `connect`, which would try for ever
         if isinstance(error, nats.errors.SlowConsumerError):
             self.faults.report("slow_consumer", error.subject, f"more than {self._max_pending} messages pending")
         elif self._client.is_connected and not isinstance(error, nats.errors.UnexpectedEOF):
             # Failed tries to reconnect are told once, as `disconnected`.
             self.faults.report("broker", "", f"{type(error).__name__}: {error}")
+            verb, subject = not_allowed(error)
+            if verb == "publish":
+                self.inbox.refuse(subject, f"{self._to.who} may not send there")
+            elif verb:
+                self._refused.add(subject)
+                self.inbox.release_marks()  # nothing comes back if it was our own inbox

@@ -32,6 +32,11 @@ class Reach:
         """What inboxes begin with: brokers with users let each hear its own alone."""
         return f"{INBOX}.{self.user}" if self.user else INBOX
 
+    @property
+    def who(self) -> str:
+        """Us, in words."""
+        return f"the user {self.user!r}" if self.user else "whoever brings no user"
+
     def options(self) -> dict[str, Any]:
         """For `Client.connect`. The user goes beside the URLs, so that brokers which it hears of later get it, too."""
         known: dict[str, Any] = {"servers": list(self.urls), "inbox_prefix": self.inbox}
@@ -69,9 +74,14 @@ def refusal(error: Exception, to: Reach) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate does not verify ({error.verify_message}); cluster.nats_ca_file is to name its CA"
     if "authorization violation" in said:
-        who = f"the user {to.user!r} with this password" if to.user else "anybody without user and password"
-        return f"it does not let in {who}; mend cluster.nats_url"
+        return f"it does not let in {to.who}{' with this password' if to.user else ''}; mend cluster.nats_url"
     return ""
+
+
+def not_allowed(error: Exception) -> tuple[str, str]:
+    """What the broker's permissions do not allow: "publish" or "subscription", and the subject in lower case."""
+    found = re.search(r'permissions violation for (publish|subscription) to "(.*?)"', str(error).lower())
+    return (found[1], found[2]) if found else ("", "")
 
 
 def _split(text: str, whole: str) -> SplitResult:
@@ -90,9 +100,10 @@ def _context(ca_file: str) -> ssl.SSLContext:
         return ssl.create_default_context()
     try:
         text = Path(ca_file).read_text(encoding="ascii")
-        return ssl.create_default_context(cadata=text)
-    except OSError as error:
-        why = f"cannot be read ({error.strerror})"
+        # An empty text would mean the system's CAs.
+        return ssl.create_default_context(cadata=text.strip() or "nothing")
     except (ValueError, ssl.SSLError):
         why = "has no certificate in PEM form"
+    except OSError as error:
+        why = f"cannot be read ({error.strerror})"
     raise ConfigError(ca_file, "cluster.nats_ca_file", f"{why}; name the CA's certificate (deploy/nats/dev-ca.sh)")

@@ -10,10 +10,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 from dopd.bus import BusFault, Delivery, Subscription
-from dopd.bus.common import FaultBox, TaskSet, expected, respond_to, settle
+from dopd.bus.common import FaultBox, TaskSet, expected, may_answer, respond_to, settle
 from dopd.bus.inbox import Asker, Inbox
 from dopd.bus.outbox import Outbox
-from dopd.errors import BusClosed, BusError, NoResponders, PayloadTooLarge, RequestTimeout
+from dopd.errors import BrokerRefuses, BusClosed, BusError, NoResponders, PayloadTooLarge, RequestTimeout
 from dopd_proto.base import Message
 from dopd_proto.codec import encode
 from dopd_proto.request import Failure
@@ -69,16 +69,19 @@ class WireBus:
         self._post(to.name, message, "")
 
     def answer(self, reply_to: str, message: Message) -> None:
-        self._post(reply_to, message, "")
+        if may_answer(reply_to, self.faults):
+            self._post(reply_to, message, "")
 
     async def request(self, to: Address[M], message: M, replies: tuple[type[R], ...], timeout_s: float) -> R:
         loop = asyncio.get_running_loop()
         got: asyncio.Future[Message] = loop.create_future()
         asker = Asker(
+            to.name,
             (*replies, Failure),
             on_answer=lambda answer: settle(got, answer),
             on_nobody=lambda: settle(got, NoResponders(to.name)),
             on_garbage=lambda detail: settle(got, BusError(f"{to.name}: the answer is no message: {detail}")),
+            on_refused=lambda detail: settle(got, BrokerRefuses(f"{to.name}: {detail}")),
         )
         reply_to = self.inbox.open(asker)
         late = RequestTimeout(f"{to.name}: no answer within {timeout_s} s")
@@ -95,6 +98,7 @@ class WireBus:
     ) -> StreamSubscription:
         # None once the caller has gone on, which it does at once while the broker is away.
         nobody: list[str] | None = []
+        refused: list[str] = []
 
         def on_nobody() -> None:
             if nobody is None:
@@ -102,13 +106,15 @@ class WireBus:
             else:
                 nobody.append(to.name)
 
-        asker = Asker(replies, on_answer=on_reply, on_nobody=on_nobody, on_garbage=lambda detail: None)
+        asker = Asker(to.name, replies, on_reply, on_nobody, on_garbage=lambda detail: None, on_refused=refused.append)
         reply_to = self.inbox.open(asker)
         try:
             self._post(to.name, message, reply_to)
             await self._round_trip()
             if nobody:
                 raise NoResponders(to.name)
+            if refused:
+                raise BrokerRefuses(f"{to.name}: {refused[0]}")
             nobody = None
         except BaseException:
             self.inbox.close(reply_to)

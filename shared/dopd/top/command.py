@@ -16,17 +16,16 @@ from rich.live import Live
 
 from dopd.bus import Bus
 from dopd.bus.common import shown
-from dopd.bus.nats_bus import NatsBus
-from dopd.errors import BusError, ConfigError, DopdError
+from dopd.errors import ConfigError, DopdError
 from dopd.obs.log import logs_from
 from dopd.runtime.clock import RealRuntime, Runtime
 from dopd.runtime.main import add_config_argument
-from dopd.supervisor.where import nats_url
+from dopd.supervisor.where import broker, connect
 from dopd.top.frame import frame
 from dopd.top.listen import last_decisions, listen_to_all
 from dopd.top.sight import Sight
 
-CONNECT_S, ASK_EVERY_S = 2.0, 2.0
+ASK_EVERY_S = 2.0
 FIRST_S = 1.0
 """The first live frame waits so long for a worker and the planner, instead of saying that there is none."""
 DECISIONS_ASKED = 50
@@ -41,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     try:
         with logs_from("error"):
-            return asyncio.run(_run(nats_url(args.nats, args.config), args))
+            return asyncio.run(_run(*broker(args.nats, args.config), args))
     except ConfigError as error:
         print(f"dopd top: {error}", file=sys.stderr)
         return 2
@@ -70,12 +69,9 @@ def _seconds(text: str) -> float:
     return value
 
 
-async def _run(url: str, args: argparse.Namespace) -> int:
+async def _run(url: str, ca_file: str, args: argparse.Namespace) -> int:
     runtime = RealRuntime()
-    try:
-        bus = await NatsBus.connect(url, name="dopd-top", connect_timeout_s=CONNECT_S)
-    except BusError:
-        raise BusError(f"no broker answers at {shown(url)}; is the cluster up? (`dopd up`, or --nats URL)") from None
+    bus = await connect(url, ca_file, "dopd-top")
     bus.on_fault(lambda fault: None)  # the frame says when the broker is out of reach
     sight, console = Sight(), Console()
     asking = asyncio.create_task(_ask(bus, sight))
