@@ -30,6 +30,12 @@ demo: setup-light ## start the cluster with simulated GPUs and a load on it
 down: ## stop what `make up` or `make demo` started
 	@[ ! -x .venv/bin/dopd ] || .venv/bin/dopd down
 
+compose-up: ## start the cluster in containers, with emulated engines (docs/compose.md)
+	@deploy/compose/up.sh
+
+compose-down: ## end and remove those containers; the planner's decisions stay in their volume
+	@cd deploy/compose && { [ ! -e .env ] || docker compose --profile '*' down; }
+
 check: lint test ## all that CI runs: format, ruff, mypy, imports, generated files, tests
 
 lint: setup ## the checks that run no test
@@ -45,6 +51,9 @@ test: setup ## unit, contract, golden, integration and end-to-end tests
 test-fast: setup ## without the slow, vLLM, chaos and end-to-end tests
 	$(PY) -m pytest -q -m "not slow and not vllm and not chaos" $(filter-out tests/e2e,$(SUITES))
 
+test-compose: setup ## the containers in a real Docker engine: scaled, killed, paused, cut off (some minutes)
+	$(PY) -m pytest -s tests/compose
+
 bench: setup ## measurements (BENCH=virtual_hour for one); they assert nothing about time
 	$(PY) -m pytest -s --timeout 0 tests/bench$(if $(BENCH),/bench_$(BENCH).py)
 
@@ -58,4 +67,4 @@ gen: setup ## write schemas, golden messages and the subject table anew
 clean: ## wipe the cluster's state, .dopd (after `make down`)
 	@[ ! -x .venv/bin/dopd ] || .venv/bin/dopd clean
 
-.PHONY: help setup setup-light up demo down check lint test test-fast bench fmt gen clean
+.PHONY: help setup setup-light up demo down compose-up compose-down check lint test test-fast test-compose bench fmt gen clean
