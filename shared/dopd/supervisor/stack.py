@@ -13,15 +13,17 @@ from urllib.parse import urlsplit
 
 from dopd.bus.common import shown
 from dopd.bus.server import nats_command, nats_config
-from dopd.config import Config
+from dopd.config import ENV_PREFIX, Config
 from dopd.runtime.main import CONFIG_VARIABLE, OPERATOR_VARIABLE, READY_VARIABLE
 from dopd.supervisor.cards import card_of, cards_for, shared
+from dopd.supervisor.ports import this_or_free
 from dopd.supervisor.ready import Cluster, file_appears, http_ok, speaks
 from dopd.supervisor.spec import Probe, Spec
 from dopd.supervisor.state import StateDir
 from dopd_proto.base import Role
 
 AT_ONCE_VLLM = 2  # engines that start together: four at once take longer than two and two
+OPERATOR_PORT = f"{ENV_PREFIX}OBSERVABILITY__OPERATOR_PORT"
 GATEWAY_RANK, WORKER_RANK, CONTROL_RANK, STORE_RANK, BROKER_RANK = range(5)
 
 
@@ -99,9 +101,12 @@ def planner(state: StateDir, answers: Probe) -> Spec:
 
 
 def gateway(config: Config, state: StateDir) -> Spec:
-    """The HTTP side. Ready when it says so, for which it needs a worker."""
+    """The HTTP side. Ready when it says so, for which it needs a worker.
+
+    Its operator port stays the same when it is started again: browsers that show its page find it there.
+    """
     url = gateway_url(config)
-    return service(
+    spec = service(
         state,
         "gateway",
         *("dopd_gateway", "--gateway-id", "g1"),
@@ -111,6 +116,8 @@ def gateway(config: Config, state: StateDir) -> Spec:
         ready_timeout_s=worker_timeout_s(config) + 30.0,
         detail=url,
     )
+    port = this_or_free(config.observability.operator_host, 0)
+    return replace(spec, env={**spec.env, OPERATOR_PORT: str(port)})
 
 
 def gateway_url(config: Config) -> str:
