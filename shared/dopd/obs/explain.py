@@ -93,7 +93,7 @@ def words(record: DecisionRecord, at: Tell = utc) -> str:
     parts = [
         f"{record.decision_id}, {at(record.at_s)}, by {record.planner_id} in term {record.term}"
         + (" (dry run: nothing was commanded)" if record.dry_run else ""),
-        f"{record.prefill} prefill and {record.decode} decode workers{_onward(record)}: {_reason(record)}",
+        f"{record.prefill} prefill and {record.decode} decode workers{_onward(record)}: {reason(record)}",
     ]
     if record.needs:
         parts.append(f"It lacked {record.needs}.")
@@ -110,7 +110,8 @@ def words(record: DecisionRecord, at: Tell = utc) -> str:
     return "\n".join(parts)
 
 
-def _reason(record: DecisionRecord) -> str:
+def reason(record: DecisionRecord) -> str:
+    """The policy's code as a sentence."""
     return REASONS.get(record.reason, f"{record.why}: {record.reason}")
 
 

@@ -1,11 +1,12 @@
-"""The operator port: `GET /metrics` and `GET /health` of one service, apart from the public port.
+"""The operator port: `GET /metrics`, `/health` and `/ready` of one service, apart from the public port.
 
 Consumes pages as functions; produces a listener on an address that only operators should reach. As small as it can be,
-because every worker has one: one request per connection, bounded in size, time and number.
+because every worker has one: one request per connection, bounded in size, time and number. A service may add pages, and
+streams, which keep their connections.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 
 from dopd.errors import ConfigError
@@ -16,6 +17,18 @@ HEAD_BYTES, HEAD_S, MOST_CONNECTIONS = 8192, 5.0, 32
 Page = tuple[str, Callable[[], bytes]]
 """Content type, and what makes the text now, or raises `NotYet`."""
 
+Stream = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+"""Answers a request that has been read, for as long as it wants to; it bounds itself."""
+SAFE = (
+    "Content-Security-Policy: default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options: nosniff",
+    "Referrer-Policy: no-referrer",
+    "Cross-Origin-Resource-Policy: same-origin",
+    "Cache-Control: no-cache",
+)
+"""A browser that shows a page asks nobody else, runs no other script, and lets no other site have it."""
+
 
 class NotYet(Exception):
     """What a page raises that will have something to say later; its text is the answer, with status 503."""
@@ -25,9 +38,18 @@ class OperatorHttp:
     """One listener, between `start` and `stop`."""
 
     def __init__(self, pages: Mapping[str, Page], host: str, port: int) -> None:
-        self._pages, self._host, self._port = pages, host, port
+        self._pages, self._host, self._port = dict(pages), host, port
+        self._streams: dict[str, Stream] = {}
         self._server: asyncio.Server | None = None
         self._open = 0
+
+    def page(self, path: str, page: Page) -> None:
+        """One more page."""
+        self._pages[path] = page
+
+    def stream(self, path: str, stream: Stream) -> None:
+        """One more stream."""
+        self._streams[path] = stream
 
     async def start(self) -> str:
         """Listen; the URL. With port 0 the system picks one. Raises ConfigError when the port is taken."""
@@ -40,7 +62,7 @@ class OperatorHttp:
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
     async def stop(self) -> None:
-        """Take no more connections; those that are open end by themselves within `HEAD_S`."""
+        """Take no more connections; those that are open end by themselves within `HEAD_S`, streams as they will."""
         if self._server is not None:
             self._server.close()
 
@@ -49,8 +71,13 @@ class OperatorHttp:
         try:
             if self._open <= MOST_CONNECTIONS:
                 async with asyncio.timeout(HEAD_S):
-                    writer.write(self._answer(await reader.readuntil(b"\r\n\r\n")))
-                    await writer.drain()
+                    asked = await reader.readuntil(b"\r\n\r\n")
+                    stream = self._streams.get(_path(asked)) if asked.startswith(b"GET ") else None
+                    if stream is None:
+                        writer.write(self._answer(asked))
+                        await writer.drain()
+                if stream is not None:
+                    await stream(reader, writer)
         except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
             pass  # the asker has gone, says nothing, or too much
         finally:
@@ -59,9 +86,8 @@ class OperatorHttp:
             with suppress(OSError):
                 await writer.wait_closed()
 
-    def _answer(self, head: bytes) -> bytes:
-        method, _, rest = head.partition(b" ")
-        path = rest.split(b" ", 1)[0].split(b"?", 1)[0].decode("latin-1")
+    def _answer(self, asked: bytes) -> bytes:
+        method, path = asked.partition(b" ")[0], _path(asked)
         if path not in self._pages:
             return _response("404 Not Found", "text/plain", f"here are {', '.join(self._pages)}\n".encode())
         if method not in (b"GET", b"HEAD"):
@@ -77,6 +103,16 @@ class OperatorHttp:
         return _response("200 OK", kind, body, with_body=method == b"GET")
 
 
+def head(status: str, kind: str, length: int | None = None, *more: str) -> bytes:
+    """The head of an answer. One without a length goes on until the connection ends."""
+    lengths = () if length is None else (f"Content-Length: {length}",)
+    lines = (f"HTTP/1.1 {status}", f"Content-Type: {kind}", *lengths, "Connection: close", *SAFE, *more)
+    return "\r\n".join((*lines, "", "")).encode()
+
+
+def _path(asked: bytes) -> str:
+    return asked.partition(b" ")[2].split(b" ", 1)[0].split(b"?", 1)[0].decode("latin-1")
+
+
 def _response(status: str, kind: str, body: bytes, with_body: bool = True) -> bytes:
-    head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    return head.encode() + (body if with_body else b"")
+    return head(status, kind, len(body)) + (body if with_body else b"")

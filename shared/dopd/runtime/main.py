@@ -53,7 +53,8 @@ class ServiceContext:
     """What a service is given. It ends soon after `stop` is set; returning earlier ends the process, too.
 
     `metrics` has the bus and the process already, and is on the operator port. `tracing` is None while it is off.
-    `readiness` is to be told when the service does its work, and by what it can be seen.
+    `readiness` is to be told when the service does its work, and by what it can be seen. `operator` is the port
+    for operators, which takes further pages.
     """
 
     name: str
@@ -65,6 +66,7 @@ class ServiceContext:
     metrics: "Metrics"
     tracing: Tracing | None
     readiness: Readiness
+    operator: OperatorHttp
 
 
 Main = Callable[[ServiceContext], Awaitable[None]]
@@ -195,7 +197,7 @@ async def _watched(
     url = await operator.start()
     try:
         _announce(config, url)
-        await main(ServiceContext(name, args, config, runtime, bus, stop, metrics, tracing, readiness))
+        await main(ServiceContext(name, args, config, runtime, bus, stop, metrics, tracing, readiness, operator))
     finally:
         await operator.stop()
         if tracing is not None:

@@ -29,13 +29,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def status(argv: Sequence[str]) -> int:
-    """`dopd status`: the processes that run, and where their metrics are; exit code 1 when there are none."""
+    """`dopd status`: the processes that run, their metrics, and the live page; exit code 1 when there are none."""
     state, code = _opened("dopd status", "Show the processes that `dopd up` started here.", argv)
     if state is None:
         return code
     running = list(state.processes())
     for name, process in running:
         print(f"{name:<11} pid {process.pid:<8} {_metrics_url(state, name)}".rstrip())
+    if page := state.page_url():
+        print(f"{'live page':<28} {page}")
     if not running:
         print(f"nothing runs (state in {state.root})")
     return 0 if running else 1

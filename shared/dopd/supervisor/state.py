@@ -138,6 +138,11 @@ class StateDir:
             return self.operator_file(name).read_text()
         return ""
 
+    def page_url(self) -> str:
+        """Where a browser sees the cluster; empty while no gateway runs."""
+        url = self.operator_url("gateway") if self.process("gateway") else ""
+        return f"{url}/" if url else ""
+
     def log_file(self, name: str) -> Path:
         """Where the process's output is appended; a long one is moved aside first."""
         path = self.logs / f"{name}.log"
