@@ -23,6 +23,7 @@ COMMANDS = {
     "whatif": ("dopd_loadgen.compare.whatif:main", "replay a load in virtual time: what would the planner decide?"),
     "forecast": ("dopd_loadgen.forecasting.command:main", "back-test the forecaster's models on a trace"),
     "spans": ("dopd_loadgen.span_view:main", "make one file for ui.perfetto.dev of spans that were exported to files"),
+    "key": ("dopd_gateway.keys_cli:main", "make an API key for the gateway"),
     "config": ("dopd.cli:config", "print the resolved configuration"),
     "clean": ("dopd.supervisor.down:clean", "remove the state that `dopd up` keeps between runs"),
 }

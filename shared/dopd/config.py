@@ -75,7 +75,8 @@ class GatewayConfig(Section, frozen=True):
     """`kv_budget_share`: the part of a KV store that may hold prefilled prompts which no decode worker has fetched.
 
     `chat_max_tokens` bounds the answer of a chat that names no `max_tokens`. Each API key may send
-    `requests_per_s_per_key` (0: any number), and after a pause `burst_per_key` at once.
+    `requests_per_s_per_key` (0: any number), and after a pause `burst_per_key` at once. With `api_keys_file` only those
+    with a key in it are served over HTTP.
     """
 
     host: str = "127.0.0.1"
@@ -90,6 +91,7 @@ class GatewayConfig(Section, frozen=True):
     chat_max_tokens: AtLeastOne = 4096
     requests_per_s_per_key: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     burst_per_key: AtLeastOne = 10
+    api_keys_file: str = ""
     kv_budget_share: Share = 0.5
     window_s: Positive = 10.0
 

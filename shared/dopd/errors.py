@@ -4,6 +4,7 @@ DopdError
 ├─ ConfigError              a config file or environment key; names file, key and fix
 ├─ RequestError             ends one request; code, status, param, retryable
 │  ├─ BadRequest            400
+│  ├─ Unauthorized          401
 │  ├─ UnknownModel          404
 │  ├─ PayloadTooLarge       413, with both byte counts
 │  ├─ TooManyRequests       429, retryable
@@ -60,6 +61,12 @@ class BadRequest(RequestError):
     """The request can never succeed as it is."""
 
     code, status = "invalid_request_error", 400
+
+
+class Unauthorized(RequestError):
+    """No API key, or none that is known."""
+
+    code, status = "invalid_api_key", 401
 
 
 class UnknownModel(RequestError):
@@ -164,5 +171,13 @@ class _RemoteTooLarge(PayloadTooLarge):
 
 _KINDS: dict[str, type[RequestError]] = {
     kind.code: kind
-    for kind in (BadRequest, UnknownModel, _RemoteTooLarge, TooManyRequests, Unavailable, DeadlineExceeded)
+    for kind in (
+        BadRequest,
+        Unauthorized,
+        UnknownModel,
+        _RemoteTooLarge,
+        TooManyRequests,
+        Unavailable,
+        DeadlineExceeded,
+    )
 }

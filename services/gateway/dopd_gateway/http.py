@@ -5,20 +5,24 @@ cancels its request, streamed or not. An error before the first token has its ow
 """
 
 from collections import Counter
+from collections.abc import MutableMapping
 from math import ceil
 from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from dopd.errors import BadRequest, PayloadTooLarge, RequestError, Unavailable, UnknownModel
+from dopd.errors import BadRequest, PayloadTooLarge, RequestError, Unauthorized, Unavailable, UnknownModel
 from dopd_gateway.api import TextGateway
 from dopd_gateway.event_stream import INTERNAL, EventStream, unless_gone
+from dopd_gateway.gate import CALLER, Gate
 from dopd_gateway.headers import answer_headers, key_of, with_headers
+from dopd_gateway.keys import Keys
 from dopd_gateway.openai_parse import CHAT, COMPLETION, Ask, Form, object_of, parse
 from dopd_gateway.openai_write import Writer, error_json
 from dopd_gateway.openapi import document
@@ -29,8 +33,8 @@ JSON = "application/json"
 _CLIENT_GONE = 499
 
 
-def create_app(api: TextGateway, max_body_bytes: int) -> Starlette:
-    """The ASGI app. `max_body_bytes` is the bus's limit, as prompts travel on it.
+def create_app(api: TextGateway, max_body_bytes: int, keys: Keys | None = None) -> Starlette:
+    """The ASGI app. `max_body_bytes` is the bus's limit, as prompts travel on it. Without `keys` everybody is served.
 
     Its `state.failures` counts answers that are an error, by code.
     """
@@ -52,7 +56,8 @@ def create_app(api: TextGateway, max_body_bytes: int) -> Starlette:
         ClientDisconnect: _on_client_gone,
         Exception: _on_bug,
     }
-    app = Starlette(routes=routes, exception_handlers=handlers)
+    gate = [Middleware(Gate, keys=keys, now=api.now, refuse=_refuse)] if keys is not None and keys.wanted else []
+    app = Starlette(routes=routes, exception_handlers=handlers, middleware=gate)
     # A path with a slash too many is another path, not one to be sent elsewhere.
     app.router.redirect_slashes = False
     app.state.failures = Counter()
@@ -72,7 +77,7 @@ class _Pages:
     async def _answer(self, request: Request, form: Form) -> Response | EventStream:
         ask = parse(await _body(request, self._max_body_bytes), form)
         ask = Ask(with_headers(ask.asked, request.headers), ask.include_usage, ask.continuous_usage)
-        answer = await self._api.open(ask.asked, key_of(request.headers))
+        answer = await self._api.open(ask.asked, _paying(request))
         writer = Writer(ask, answer.request_id, self._api.now(), answer.prompts)
         headers = answer_headers(answer.request_id, request.headers)
         if ask.asked.stream:
@@ -143,6 +148,12 @@ async def _body(request: Request, limit_bytes: int) -> bytes:
     return b"".join(pieces)
 
 
+def _paying(request: Request) -> str:
+    """Whose rate it counts for: the caller's, or where no key is wanted that of whatever key came."""
+    name: str | None = request.scope.get(CALLER)
+    return key_of(request.headers) if name is None else name
+
+
 def _json(body: bytes, headers: dict[str, str] | None = None, status: int = 200) -> Response:
     return Response(body, status, headers, JSON)
 
@@ -155,6 +166,10 @@ def _error_response(request: Request, failure: Failure, headers: dict[str, str] 
 
 async def _on_request_error(request: Request, error: RequestError) -> Response:
     return _error_response(request, error.failure())
+
+
+def _refuse(scope: MutableMapping[str, Any], error: Unauthorized) -> Response:
+    return _error_response(Request(scope), error.failure(), {"www-authenticate": "Bearer"})
 
 
 async def _on_http_error(request: Request, error: HTTPException) -> Response:

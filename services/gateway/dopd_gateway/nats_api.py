@@ -14,7 +14,9 @@ from dopd.errors import BusError, RequestError
 from dopd.obs.log import get_logger
 from dopd_gateway.api import TextGateway
 from dopd_gateway.discovery import Endpoint
+from dopd_gateway.gate import caller
 from dopd_gateway.headers import key_of, trace_id_of, with_headers
+from dopd_gateway.keys import Keys
 from dopd_proto.asked import Chat, Failure, Generate, ModelsReply, ModelsRequest
 from dopd_proto.base import Message
 from dopd_proto.subjects import CHAT, GENERATE, MODELS
@@ -27,8 +29,9 @@ TOLD = {"encoding": "MessagePack", "answer": "ModelsReply"}
 class NatsApi:
     """Answers requests between `start` and `stop`."""
 
-    def __init__(self, bus: Bus, api: TextGateway) -> None:
-        self._bus, self._api = bus, api
+    def __init__(self, bus: Bus, api: TextGateway, keys: Keys | None = None) -> None:
+        """The broker's users say who may ask. With `keys` a key that is sent must be known, and its owner pays."""
+        self._bus, self._api, self._keys = bus, api, keys
         self.endpoints = {
             subject.name: Endpoint(subject.name.rpartition(".")[2], subject.name, QUEUE_GROUP, about)
             for subject, about in ((GENERATE.at(), ANSWERED), (CHAT.at(), ANSWERED), (MODELS.at(), TOLD))
@@ -68,7 +71,7 @@ class NatsApi:
             headers = {name.lower(): value for name, value in (delivery.headers or {}).items()}
             request = with_headers(delivery.message, headers)
             log = log.bind(trace_id=trace_id_of(request.traceparent))
-            await self._answer(inbox, request, key_of(headers))
+            await self._answer(inbox, request, self._paying(key_of(headers)))
         except RequestError as error:
             failure = error.failure()
         except BusError as error:
@@ -81,6 +84,11 @@ class NatsApi:
             self.failures[failure.code] += 1
         error_text = "" if failure is None else f"{failure.status}:{failure.code}"
         self.endpoints[delivery.subject].ended(self._api.now() - began_s, error_text)
+
+    def _paying(self, key: str) -> str:
+        if not key or self._keys is None or not self._keys.wanted:
+            return key
+        return caller(self._keys, key, self._api.now())
 
     async def _answer(self, inbox: str, request: Generate | Chat, key: str) -> None:
         if not request.stream:

@@ -13,6 +13,7 @@ from dopd_gateway.tokenize_forms import Detokenize, Tokenize, TokenizeChat
 
 _ERRORS = {
     400: "the request can never succeed as it is; `param` names the field",
+    401: "an API key is wanted, and none came that is known",
     404: "another model than the one that is served",
     413: "the body is too large; both sizes are named",
     429: "too many requests of this key, or the queue is full; see Retry-After",
