@@ -11,7 +11,7 @@ mkdir -p "$out"
 engines=("$@")
 [ ${#engines[@]} -gt 0 ] || engines=(h100-llama-70b-fp8-tp2 a100-qwen2.5-14b-bf16-tp1 a100-qwen2.5-32b-bf16-tp2)
 
-# load, source, seconds, flags, seeds, splits beside the one that distserve finds
+# load, source, seconds, flags, seeds, the splits that suit it best
 loads=(
   "shift|shift-step|180|--part 60|3|static-5p3d,static-6p2d"
   "azure-conv|$traces/azure_llm_2023_conv.csv.gz|120||1|static-4p4d,static-5p3d"
@@ -29,7 +29,7 @@ declare -A fluid=(
   [azure-code,a100-qwen2.5-32b-bf16-tp2]=8.94 [mooncake-conv,a100-qwen2.5-32b-bf16-tp2]=0.56
 )
 planners=dopd,dopd-paper,dyn-sla,dyn-load
-splits=static-1p7d,static-2p6d,static-3p5d,static-4p4d,static-5p3d,static-6p2d,static-7p1d
+all=static-1p7d,static-2p6d,static-3p5d,static-4p4d,static-5p3d,static-6p2d,static-7p1d
 switches="dopd[forecast=0],dopd[variance=0],dopd[local=0],dopd[lengths=0],dopd[late_last=0],dopd[paced=0],dopd[cold=1]"
 
 compare() { # file, policies, rates, flags
@@ -50,11 +50,12 @@ each() { # function: call it for each load and engine
   done
 }
 at() { awk -v f="${fluid[$name,$engine]}" -v s="$1" 'BEGIN {printf "%.4g", f * s}'; }
-policies() { compare "$name-$engine" "$planners,aggregated,distserve,$some" "$(at 0.6),$(at 0.8),$(at 0.95)" "--seeds $seeds"; }
-ratios() { compare "$name-$engine-ratios" "oracle-ratio,$splits" "$(at 0.8)" ""; }
+policies() { compare "$name-$engine" "$planners,aggregated,distserve" "$(at 0.6),$(at 0.8),$(at 0.95)" "--seeds $seeds"; }
+splits() { compare "$name-$engine-splits" "$some" "$(at 0.6),$(at 0.8),$(at 0.95)" "--seeds $seeds"; }
+ratios() { compare "$name-$engine-ratios" "oracle-ratio,$all" "$(at 0.8)" ""; }
 largest() { compare "$name-$engine-largest" "dopd,aggregated,distserve" "$(at 0.5)" "--goodput-search --tolerance 0.06"; }
 light() { compare "$name-$engine-light" "$planners,aggregated,distserve,$some" "$(at 0.3),$(at 0.45)" ""; }
 planner() { compare "$name-$engine-planner" "dopd,oracle-ratio[dopd=1],dopd-3p5d,dopd-4p4d,dopd-5p3d,dopd-6p2d" "$(at 0.8)" ""; }
 switches() { compare "$name-$engine-switches" "dopd,$switches,dopd-coldstart" "$(at 0.8)" ""; }
 
-for step in ${STEPS:-policies ratios planner largest light switches}; do each "$step"; done
+for step in ${STEPS:-policies splits ratios planner largest light switches}; do each "$step"; done

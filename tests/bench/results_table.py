@@ -1,12 +1,15 @@
 """The tables of docs/results.md from the JSON files of results.sh: `python -m tests.bench.results_table FILE ...`.
 
 A cell: goodput in requests/s, attainment in %, and with several seeds the 95 % interval of the difference to the first
-policy's goodput, in % of that.
+policy's goodput, in % of that. Files of the same load, rates and seeds become one table.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
+
+import msgspec
 
 from dopd_loadgen.compare.model import Row
 from dopd_loadgen.compare.result import Comparison, read
@@ -47,5 +50,15 @@ def by_seed(found: Comparison, policy: str, rate: float) -> dict[int, Row]:
     return {row.seed: row for row in found.rows if row.policy == policy and row.rate_scale == rate}
 
 
+def joined(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Those of the same arrivals as one, in the order of the first of each."""
+    found: dict[object, Comparison] = {}
+    for one in comparisons:
+        arrivals = tuple(sorted((load.trace, load.profile, load.rate_scale, load.seed) for load in one.loads))
+        before = found.get(arrivals)
+        found[arrivals] = one if before is None else msgspec.structs.replace(before, rows=[*before.rows, *one.rows])
+    return list(found.values())
+
+
 if __name__ == "__main__":
-    print("\n".join(table(read(Path(name))) for name in sys.argv[1:]))
+    print("\n".join(table(one) for one in joined([read(Path(name)) for name in sys.argv[1:]])))

@@ -10,16 +10,20 @@ from dopd.perf.model import step_s
 from dopd.perf.profile import Profile, named
 from dopd.policy import policy_named
 from dopd.policy.aggregated import BUDGETS_TOKENS
+from dopd.policy.static_split import static_split
 from dopd.slo import Slo
 from dopd_loadgen.compare.ground import attempt, simulation, slo_of
 from dopd_loadgen.compare.model import Contender, Setting
-from dopd_loadgen.compare.placement import BATCHES_TOKENS, best_batch, sample
+from dopd_loadgen.compare.ratio import likeliest_first, prefill_share
 from dopd_loadgen.model import Planned, Run
 from dopd_loadgen.report.metrics import tpots_s, ttfts_s
 
 SEED = 0
 AHEAD_BATCHES = 3
 """Batches of prompts at a prefill worker: one that is done and not heard of yet, one that runs, and the next."""
+AHEAD_SHARES = (0.5, 0.75)
+"""Of the TTFT target; the second is tried with the best batch alone."""
+_BATCHES_LIKELY_FIRST = (1024, 2048, 512, 4096, 8192)
 _LIKELY_FIRST = (2048, 1024, 4096, 512, 8192, 256)
 """The same budgets, with those that mostly win before those that are then cut short."""
 _TYPICAL_DECODES, _TYPICAL_CONTEXT_TOKENS = 64, 64 * 1000
@@ -67,15 +71,45 @@ def chunk_beside_decodes(profile: Profile, slo: Slo) -> int:
 
 
 def tuned_split(contender: Contender, setting: Setting, schedule: Sequence[Planned]) -> Contender:
-    """A static split with that chunk, and the prefill batch with which an instance sustains most on this load."""
-    profile, slo = named(setting.config.engine.profile), slo_of(setting)
-    batch, _ = best_batch(profile, slo, sample(schedule), BATCHES_TOKENS)
-    ahead = AHEAD_BATCHES * batch
-    params = {
-        "prefill_tokens": chunk_beside_decodes(profile, slo),
-        "batch_tokens": batch,
-        "ahead_tokens": ahead,
-        "ahead_s": min(slo.ttft_s / 2, AHEAD_BATCHES * profile.prefill_fixed_s + ahead * profile.prefill_token_s),
-    }
+    """A static split with the prefill batch, and the time ahead that makes a prompt late, that miss fewest.
+
+    Small batches follow the order of the queue closest, large ones use the GPU best: under load that is a factor of
+    four. Found on the split that suits the load's mix, so all splits have the same and only the ratio tells them apart.
+    """
+    likeliest = likeliest_first(setting.workers, prefill_share(named(setting.config.engine.profile), schedule))[0]
+    split = Contender(contender.name, static_split(*likeliest), *likeliest)
+    best: tuple[int, int, float] | None = None
+    for batch in _BATCHES_LIKELY_FIRST:
+        best = _fewer(best, split, batch, AHEAD_SHARES[0], setting, schedule)
+    assert best is not None, "the first is never cut short"
+    missed, batch, share = _fewer(best, split, best[1], AHEAD_SHARES[1], setting, schedule) or best
+    params = split_params(setting, batch, share)
     note = ", ".join(f"{key}={value:.4g}" for key, value in params.items())
+    note += f": {missed} of {len(schedule)} missed as {likeliest[0]}P{likeliest[1]}D"
     return replace(contender, policy=policy_named(contender.policy.name, params), note=note)
+
+
+def _fewer(
+    best: tuple[int, int, float] | None,
+    split: Contender,
+    batch: int,
+    share: float,
+    setting: Setting,
+    schedule: Sequence[Planned],
+) -> tuple[int, int, float] | None:
+    """Misses, batch and share: these, or the best so far when it has no more misses."""
+    policy = policy_named(split.policy.name, split_params(setting, batch, share))
+    what = simulation(replace(split, policy=policy), setting, SEED, max(planned.at_s for planned in schedule))
+    tried = attempt(what, schedule, setting, float("inf") if best is None else best[0] - 1)
+    return best if tried is None else (tried[0], batch, share)
+
+
+def split_params(setting: Setting, batch_tokens: int, ahead_share: float) -> dict[str, float]:
+    """Parameters of a static split with this batch; `ahead_share` is of the TTFT target."""
+    slo = slo_of(setting)
+    return {
+        "prefill_tokens": chunk_beside_decodes(named(setting.config.engine.profile), slo),
+        "batch_tokens": batch_tokens,
+        "ahead_tokens": AHEAD_BATCHES * batch_tokens,
+        "ahead_s": ahead_share * slo.ttft_s,
+    }
