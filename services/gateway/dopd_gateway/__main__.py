@@ -1,6 +1,7 @@
 """`python -m dopd_gateway`: token side, text side, HTTP and NATS in one process."""
 
 import argparse
+import os
 
 from dopd.config import EngineConfig, real_engine, served_name
 from dopd.engine.sim.tokens import VOCABULARY
@@ -11,6 +12,7 @@ from dopd_gateway.api import TextGateway
 from dopd_gateway.discovery import Discovery
 from dopd_gateway.http import create_app
 from dopd_gateway.http_server import HttpServer
+from dopd_gateway.keys import Keys
 from dopd_gateway.live.service import LivePage
 from dopd_gateway.metrics import GatewayMetrics, connections, failures, targets
 from dopd_gateway.nats_api import NatsApi
@@ -51,11 +53,12 @@ async def serve(ctx: ServiceContext) -> None:
     listeners.append(live.ended)
     slo = Slo(config.slo.ttft_s, config.slo.tpot_s)
     ctx.metrics.add(lambda: targets(slo))
-    rates = Rates(config.gateway.requests_per_s_per_key, config.gateway.burst_per_key)
+    keys = Keys(config.gateway.api_keys_file, os.environ)
+    rates = Rates(config.gateway.requests_per_s_per_key, config.gateway.burst_per_key, keys.limit_of)
     api = TextGateway(
         gateway, words, ctx.runtime, slo, config.gateway.timeout_s, config.gateway.chat_max_tokens, rates
     )  # fmt: skip
-    nats, app = NatsApi(ctx.bus, api), create_app(api, ctx.bus.max_payload)
+    nats, app = NatsApi(ctx.bus, api, keys), create_app(api, ctx.bus.max_payload, keys)
     found = Discovery(
         ctx.bus, gateway.incarnation, api.started_s, [*nats.endpoints.values()],
         {"gateway_id": gateway.gateway_id, "model": api.model},
