@@ -11,6 +11,8 @@ export ENGINE
 SOURCES := proto shared services loadgen tests
 # Tests in the order in which a failure is cheapest to find.
 SUITES := $(wildcard tests/unit tests/contract tests/golden tests/integration tests/e2e)
+# A process for each core, a file at a time. Whole clusters run in real time, so those tests have the machine to themselves.
+SPREAD := -n auto --maxprocesses 8 --dist loadfile
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,10 +48,11 @@ lint: setup ## the checks that run no test
 	$(PY) -m dopd_proto.generate --check
 
 test: setup ## unit, contract, golden, integration and end-to-end tests
-	$(PY) -m pytest $(SUITES)
+	$(PY) -m pytest $(SPREAD) $(filter-out tests/e2e,$(SUITES))
+	$(PY) -m pytest $(filter tests/e2e,$(SUITES))
 
 test-fast: setup ## without the slow, vLLM, chaos and end-to-end tests
-	$(PY) -m pytest -q -m "not slow and not vllm and not chaos" $(filter-out tests/e2e,$(SUITES))
+	$(PY) -m pytest -q $(SPREAD) -m "not slow and not vllm and not chaos" $(filter-out tests/e2e,$(SUITES))
 
 test-compose: setup ## the containers in a real Docker engine: scaled, killed, paused, cut off (some minutes)
 	$(PY) -m pytest -s tests/compose
