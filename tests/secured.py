@@ -24,7 +24,7 @@ from tests.nats_server import NatsServer, server_binary
 
 ROOT = Path(__file__).parents[1]
 NATS = ROOT / "deploy/nats"
-READY_S = 30.0
+READY_S = 60.0
 STOP_S = 15.0
 
 SERVICES = {
@@ -33,6 +33,7 @@ SERVICES = {
     "gateway": ("gateway", "dopd_gateway"),
     "w1": ("worker", "dopd_prefill", "--worker-id", "w1"),
     "w2": ("worker", "dopd_decode", "--worker-id", "w2"),
+    "w3": ("worker", "dopd_decode", "--worker-id", "w3"),
     "planner": ("planner", "dopd_planner"),
 }
 """Each process of the cluster: its user, its module and its arguments."""
@@ -94,29 +95,28 @@ class Services:
         """Where its operator port is."""
         return (self.folder / f"{name}.operator").read_text()
 
-    def start(self, name: str, broker: SecuredBroker, env: Mapping[str, str]) -> None:
-        """One of SERVICES; returns once it is connected."""
-        user, *command = SERVICES[name]
-        ready = self.folder / f"{name}.ready"
-        ours = {
-            "DOPD__CLUSTER__NATS_URL": broker.url_of(user),
-            "DOPD__ENGINE__KIND": "sim",
-            "DOPD__POLICY__NAME": "simple",
-            "DOPD__GATEWAY__PORT": str(self.http_port),
-            PARENT_VARIABLE: str(os.getpid()),
-            READY_VARIABLE: str(ready),
-            OPERATOR_VARIABLE: str(self.folder / f"{name}.operator"),
-        }
-        with (self.folder / f"{name}.log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", *command], stdout=log, stderr=log, env={**os.environ, **ours, **env}
-            )
-        self.processes[name] = process
+    def start(self, broker: SecuredBroker, env: Mapping[str, str]) -> None:
+        """All of SERVICES; returns once they are connected."""
+        for name, (user, *command) in SERVICES.items():
+            ours = {
+                "DOPD__CLUSTER__NATS_URL": broker.url_of(user),
+                "DOPD__ENGINE__KIND": "sim",
+                "DOPD__POLICY__NAME": "simple",
+                "DOPD__GATEWAY__PORT": str(self.http_port),
+                PARENT_VARIABLE: str(os.getpid()),
+                READY_VARIABLE: str(self.folder / f"{name}.ready"),
+                OPERATOR_VARIABLE: str(self.folder / f"{name}.operator"),
+            }
+            with (self.folder / f"{name}.log").open("wb") as log:
+                self.processes[name] = subprocess.Popen(
+                    [sys.executable, "-m", *command], stdout=log, stderr=log, env={**os.environ, **ours, **env}
+                )
         end = time.monotonic() + READY_S
-        while not ready.exists():
-            assert process.poll() is None, self.log(name)
-            assert time.monotonic() < end, f"{name} is not ready: {self.log(name)}"
-            time.sleep(0.02)
+        for name, process in self.processes.items():
+            while not (self.folder / f"{name}.ready").exists():
+                assert process.poll() is None, self.log(name)
+                assert time.monotonic() < end, f"{name} is not ready: {self.log(name)}"
+                time.sleep(0.02)
 
     def stop(self) -> None:
         """Ask all to end; those that do not in time are killed."""
@@ -131,13 +131,12 @@ class Services:
 
 
 @contextmanager
-def services(folder: Path, broker: SecuredBroker, **env: str) -> Iterator[Services]:
-    """All of SERVICES, each under its user; `env` for all of them, as `SECTION__KEY`."""
+def services(folder: Path, broker: SecuredBroker, env: Mapping[str, str]) -> Iterator[Services]:
+    """All of SERVICES, each under its user; `env` is for all of them."""
     folder.mkdir()
     running = Services(folder)
     try:
-        for name in SERVICES:
-            running.start(name, broker, {f"DOPD__{key}": value for key, value in env.items()})
+        running.start(broker, env)
         yield running
     finally:
         running.stop()

@@ -3,6 +3,7 @@
 Consumes `cluster.nats_url` and `cluster.nats_ca_file`; produces options for the NATS library.
 """
 
+import logging
 import re
 import ssl
 from dataclasses import dataclass
@@ -94,8 +95,14 @@ def _split(text: str, whole: str) -> SplitResult:
     return part
 
 
+def _worth_telling(record: logging.LogRecord) -> bool:
+    """The loop says this each time that the NATS library closes a connection with TLS."""
+    return "eof_received() has no effect" not in record.getMessage()
+
+
 def _context(ca_file: str) -> ssl.SSLContext:
     """Certificates must verify against this CA, or against the system's where none is named."""
+    logging.getLogger("asyncio").addFilter(_worth_telling)
     if not ca_file:
         return ssl.create_default_context()
     try:
