@@ -61,6 +61,29 @@ async def test_every_subscriber_gets_a_message_but_only_one_member_of_a_queue_gr
 
 
 @on_every_bus
+async def test_a_member_that_leaves_a_queue_group_takes_what_was_given_to_it_and_nothing_after(rig: Rig) -> None:
+    sender, leaver, stayer = await rig.connect("s"), await rig.connect("l"), await rig.connect("r")
+    leaving, staying = Taker(), Taker()
+    member = await leaver.subscribe(W1, leaving, queue="pool")
+    await stayer.subscribe(W1, staying, queue="pool")
+
+    async def publish() -> None:
+        for number in range(3000):
+            sender.publish(W1, abort(number))
+            if number % 20 == 0:
+                await asyncio.sleep(1e-4)
+
+    publishing = asyncio.create_task(publish())
+    await leaving.count(100)
+    await member.stop()
+    taken = len(leaving.messages)
+    await publishing
+    await until(lambda: len(leaving.messages) + len(staying.messages) >= 3000)
+    assert sorted([*attempts(leaving), *attempts(staying)]) == list(range(3000))
+    assert len(leaving.messages) == taken
+
+
+@on_every_bus
 async def test_a_star_matches_one_token_and_an_arrow_the_rest(rig: Rig) -> None:
     bus = await rig.connect("b")
     star, arrow = Taker(), Taker()

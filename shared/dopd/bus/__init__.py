@@ -44,7 +44,10 @@ class Subscription(Protocol):
     """A running subscription."""
 
     async def stop(self) -> None:
-        """No further deliveries after this returns."""
+        """No further deliveries after this returns.
+
+        A member of a queue group first takes what was given to it, for nobody else gets that.
+        """
 
 
 class Bus(Protocol):

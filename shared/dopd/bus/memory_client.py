@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound=Message)
 R = TypeVar("R", bound=Message)
+_POLL_S = 1e-4  # of what is on its way
 
 
 class MemorySubscription:
@@ -35,6 +36,10 @@ class MemorySubscription:
         self.pending, self.active = 0, True
 
     async def stop(self) -> None:
+        if self.queue and self.active:
+            self.bus.forget(self)
+            while self.pending:  # noqa: ASYNC110 - who delivers sets no event
+                await asyncio.sleep(_POLL_S)
         self.close()
 
     def close(self) -> None:

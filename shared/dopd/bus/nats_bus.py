@@ -53,12 +53,15 @@ class StrictClient(Client):
 class NatsSubscription:
     """A subscription of the library, and whether it is still wanted."""
 
-    def __init__(self, forget: Callable[["NatsSubscription"], None]) -> None:
-        self._forget = forget
+    def __init__(self, forget: Callable[["NatsSubscription"], None], member: bool) -> None:
+        self._forget, self._member = forget, member
         self.active = True
         self.raw: RawSubscription | None = None
 
     async def stop(self) -> None:
+        if self._member and self.raw is not None:
+            with contextlib.suppress(TimeoutError, OSError, nats.errors.Error):
+                await within(self.raw.drain(), _CLOSE_S)  # type: ignore[no-untyped-call]
         self.active = False
         self._forget(self)
         if self.raw is not None:
@@ -189,7 +192,7 @@ class NatsBus(WireBus):
     async def _listen(self, to: Address[M], handler: Callable[[Delivery[M]], None], queue: str) -> NatsSubscription:
         if self._closed:
             raise BusClosed(self.name)
-        subscription = NatsSubscription(self._subscriptions.discard)
+        subscription = NatsSubscription(self._subscriptions.discard, member=bool(queue))
         types, faults = to.types, self.faults
 
         async def take(msg: Msg) -> None:
