@@ -29,7 +29,8 @@ def table(found: Comparison) -> str:
     row, config = found.rows[0], found.config
     title = f"### {row.trace}, `{row.profile}`, {row.gpus} GPUs\n\n"
     seeds = ", ".join(str(seed) for seed in config.seeds)
-    return title + "\n".join(lines) + f"\n\nSeeds {seeds}; commit `{config.versions['commit'][:7]}`.\n"
+    made = f"\n\nSeeds {seeds}; commit `{config.versions['commit'][:7]}`.\n"
+    return title + "\n".join(lines) + made + (largest_rates(found) if found.goodput else latencies(found, rates))
 
 
 def cell(found: Comparison, policy: str, rate: float) -> str:
@@ -45,6 +46,40 @@ def cell(found: Comparison, policy: str, rate: float) -> str:
     return f"{said} {scale * apart.low:+.0f} … {scale * apart.high:+.0f}"
 
 
+def latencies(found: Comparison, rates: Sequence[float]) -> str:
+    """Goodput per GPU, P50 and P90, and flips, at the rate in the middle; means over the seeds."""
+    rate = rates[len(rates) // 2]
+    lines = [f"\nLatencies of completed requests at a rate of {rate:g}:\n"]
+    lines += [
+        "| policy | good requests/s/GPU | TTFT P50, P90 s | TPOT P50, P90 ms | flips | failed |",
+        "|---|---|---|---|---|---|",
+    ]
+    for policy in dict.fromkeys(row.policy for row in found.rows):
+        rows = list(by_seed(found, policy, rate).values())
+        ttft, tpot = ([_mean(rows, f"p{p}_{which}_s") for p in (50, 90)] for which in ("ttft", "tpot"))
+        times = f"{ttft[0]:.2f}, {ttft[1]:.2f} | {1000 * tpot[0]:.0f}, {1000 * tpot[1]:.0f}"
+        counts = f"{_mean(rows, 'flips'):.0f} | {_mean(rows, 'failed'):.0f}"
+        lines.append(f"| {policy} | {_mean(rows, 'goodput_rps_per_gpu'):.2f} | {times} | {counts} |")
+    return "\n".join(lines) + "\n"
+
+
+def largest_rates(found: Comparison) -> str:
+    """Goodput at the largest rate that attains each target."""
+    targets = sorted({one.target for one in found.goodput})
+    lines = [
+        "\n| policy | " + " | ".join(f"at {target:.0%}" for target in targets) + " |",
+        "|---" * (len(targets) + 1) + "|",
+    ]
+    for policy in dict.fromkeys(one.policy for one in found.goodput):
+        per = {t: mean(o.goodput_rps for o in found.goodput if (o.policy, o.target) == (policy, t)) for t in targets}
+        lines.append(f"| {policy} | " + " | ".join(f"{per[target]:.1f}" for target in targets) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _mean(rows: Sequence[Row], name: str) -> float:
+    return mean(float(getattr(row, name) or 0.0) for row in rows)
+
+
 def by_seed(found: Comparison, policy: str, rate: float) -> dict[int, Row]:
     """The rows of one policy at one rate."""
     return {row.seed: row for row in found.rows if row.policy == policy and row.rate_scale == rate}
@@ -56,7 +91,16 @@ def joined(comparisons: Sequence[Comparison]) -> list[Comparison]:
     for one in comparisons:
         arrivals = tuple(sorted((load.trace, load.profile, load.rate_scale, load.seed) for load in one.loads))
         before = found.get(arrivals)
-        found[arrivals] = one if before is None else msgspec.structs.replace(before, rows=[*before.rows, *one.rows])
+        if before is not None:
+            parts = {
+                name: [*getattr(before, name), *getattr(one, name)]
+                for name in ("rows", "prepared", "details", "goodput")
+            }
+            policies = [*before.config.policies, *one.config.policies]
+            one = msgspec.structs.replace(
+                before, config=msgspec.structs.replace(before.config, policies=policies), **parts
+            )
+        found[arrivals] = one
     return list(found.values())
 
 
