@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -50,9 +50,12 @@ class Browser:
             ],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-        self._folder = folder
+        self._folder, self._open, self._session = folder, ExitStack(), ""
         try:
-            self._socket = connect(self._address(), max_size=MOST_BYTES, open_timeout=ANSWER_S, proxy=None)
+            address = self._address()
+            self._socket = self._open.enter_context(
+                connect(address, max_size=MOST_BYTES, open_timeout=ANSWER_S, proxy=None)
+            )
             target = self.call("Target.createTarget", url="about:blank")["targetId"]
             self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
             for domain in ("Page", "Runtime", "Network", "Log"):
@@ -77,8 +80,8 @@ class Browser:
         """One command; what comes meanwhile is noted."""
         self._count += 1
         message = {"id": self._count, "method": method, "params": parameters}
-        if session := getattr(self, "_session", None):
-            message["sessionId"] = session
+        if self._session:
+            message["sessionId"] = self._session
         self._socket.send(json.dumps(message))
         end_s = time.monotonic() + ANSWER_S
         while True:
@@ -149,10 +152,8 @@ class Browser:
         self._end()
 
     def _end(self) -> None:
-        socket = getattr(self, "_socket", None)
-        if socket is not None:
-            with suppress(WebSocketException, OSError, TimeoutError):
-                socket.close()
+        with suppress(WebSocketException, OSError, TimeoutError):
+            self._open.close()
         self._process.terminate()
         try:
             self._process.wait(5.0)
