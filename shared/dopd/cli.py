@@ -59,16 +59,21 @@ def usage() -> str:
 
 
 def config(argv: Sequence[str]) -> int:
-    """`dopd config`: what the file and the environment come to, as JSON."""
+    """`dopd config`: what the file and the environment come to, as JSON, without the broker's password."""
     import argparse
 
+    from msgspec.structs import replace
+
     from dopd import config as configs
+    from dopd.bus.common import shown
     from dopd.runtime.main import add_config_argument
 
     parser = argparse.ArgumentParser(prog="dopd config", description="Print the resolved configuration.")
     add_config_argument(parser)
     try:
-        print(configs.dump(configs.load(parser.parse_args(argv).config)).decode())
+        found = configs.load(parser.parse_args(argv).config)
+        cluster = replace(found.cluster, nats_url=shown(found.cluster.nats_url))
+        print(configs.dump(replace(found, cluster=cluster)).decode())
     except ConfigError as error:
         print(f"dopd config: {error}", file=sys.stderr)
         return 2

@@ -49,6 +49,16 @@ def test_config_prints_what_file_and_environment_come_to(
     assert json.loads(capsys.readouterr().out)["slo"] == {"ttft_s": 1.5, "tpot_s": 0.02}
 
 
+def test_config_does_not_print_the_brokers_password(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DOPD__CLUSTER__NATS_URL", "nats://gateway:sekrit@nats:4222")
+    assert cli.main(["config"]) == 0
+    printed = capsys.readouterr().out
+    assert '"nats://nats:4222"' in printed
+    assert "sekrit" not in printed
+
+
 @pytest.mark.parametrize("command", ["config", "up", "down", "status", "clean", "roles"])
 def test_a_wrong_config_is_one_line_and_exit_code_2(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

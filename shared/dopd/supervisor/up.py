@@ -60,6 +60,7 @@ async def _serve(
     if own_broker:
         await supervisor.start(stack.broker(config, state, find_nats_server()))
     config = await ensure_model(config, state, console)
+    state.config_file.touch(0o600)  # the broker's address may have a password in it
     state.config_file.write_bytes(configs.dump(config))
     bus = await NatsBus.connect(config.cluster.broker_url, name="supervisor")
     try:
