@@ -32,11 +32,11 @@ planners=dopd,dopd-paper,dyn-sla,dyn-load
 all=static-1p7d,static-2p6d,static-3p5d,static-4p4d,static-5p3d,static-6p2d,static-7p1d
 switches="dopd[forecast=0],dopd[variance=0],dopd[local=0],dopd[lengths=0],dopd[late_last=0],dopd[paced=0],dopd[cold=1]"
 
-compare() { # file, policies, rates, flags
+compare() { # file, policies, rates, flags, where to tune
   [ -e "$out/$1.json" ] && return
   # shellcheck disable=SC2086
   "$python" -m dopd.cli compare --trace "$source" --profile "$engine" --workers 8 --duration "$seconds" $flags \
-    --policies "$2" --rates "$3" --tune-rate "$(at 0.8)" $4 --goodput ttft:2000 tpot:80 --jobs "${JOBS:-2}" \
+    --policies "$2" --rates "$3" --tune-rate "$(at "${5:-0.8}")" $4 --goodput ttft:2000 tpot:80 --jobs "${JOBS:-2}" \
     --json "$out/$1.part" --html "$out/$1.html" --plots "$out/$1" >"$out/$1.txt" && mv "$out/$1.part" "$out/$1.json"
 }
 
@@ -51,7 +51,10 @@ each() { # function: call it for each load and engine
 }
 at() { awk -v f="${fluid[$name,$engine]}" -v s="$1" 'BEGIN {printf "%.4g", f * s}'; }
 policies() { compare "$name-$engine" "$planners,aggregated,distserve" "$(at 0.6),$(at 0.8),$(at 0.95)" "--seeds $seeds"; }
-splits() { compare "$name-$engine-splits" "$some" "$(at 0.6),$(at 0.8),$(at 0.95)" "--seeds $seeds"; }
+splits() { # at each of the rates tuned for it: beyond capacity other parameters are best than below
+  compare "$name-$engine-splits" "$some" "$(at 0.6),$(at 0.8)" "--seeds $seeds"
+  compare "$name-$engine-splits-95" "$some" "$(at 0.95)" "--seeds $seeds" 0.95
+}
 ratios() { compare "$name-$engine-ratios" "oracle-ratio,$all" "$(at 0.8)" ""; }
 largest() { compare "$name-$engine-largest" "dopd,aggregated,distserve" "$(at 0.5)" "--goodput-search --tolerance 0.06"; }
 light() { compare "$name-$engine-light" "$planners,aggregated,distserve,$some" "$(at 0.3),$(at 0.45)" ""; }

@@ -86,22 +86,24 @@ def by_seed(found: Comparison, policy: str, rate: float) -> dict[int, Row]:
 
 
 def joined(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Those of the same arrivals as one, in the order of the first of each."""
-    found: dict[object, Comparison] = {}
+    """Each with those of its arrivals that come after it."""
+    found: list[Comparison] = []
     for one in comparisons:
-        arrivals = tuple(sorted((load.trace, load.profile, load.rate_scale, load.seed) for load in one.loads))
-        before = found.get(arrivals)
-        if before is not None:
-            parts = {
-                name: [*getattr(before, name), *getattr(one, name)]
-                for name in ("rows", "prepared", "details", "goodput")
-            }
-            policies = [*before.config.policies, *one.config.policies]
-            one = msgspec.structs.replace(
-                before, config=msgspec.structs.replace(before.config, policies=policies), **parts
-            )
-        found[arrivals] = one
-    return list(found.values())
+        place = next((place for place, first in enumerate(found) if arrivals(one) <= arrivals(first)), None)
+        if place is None:
+            found.append(one)
+            continue
+        first, names = found[place], ("rows", "prepared", "details", "goodput")
+        parts = {name: [*getattr(first, name), *getattr(one, name)] for name in names}
+        policies = dict.fromkeys([*first.config.policies, *one.config.policies])
+        config = msgspec.structs.replace(first.config, policies=list(policies))
+        found[place] = msgspec.structs.replace(first, config=config, **parts)
+    return found
+
+
+def arrivals(found: Comparison) -> set[tuple[str, str, float, int]]:
+    """Which schedules they are."""
+    return {(load.trace, load.profile, load.rate_scale, load.seed) for load in found.loads}
 
 
 if __name__ == "__main__":
