@@ -147,3 +147,17 @@ def test_the_store_is_as_large_as_any_worker_of_the_domain_says() -> None:
         fleet.heard(msgspec.structs.replace(state(worker_id), kv_domain=domain, store_total_tokens=tokens), 0.0)
     assert fleet.store_tokens() == {"a": 100, "b": 0}
     assert [view.worker_id for view in fleet.view({}, {}).workers] == ["w1", "w2", "w3"]
+
+
+def test_a_state_from_before_an_acceptance_does_not_give_its_credit_again() -> None:
+    seen = Seen()
+    for _ in range(8):
+        seen.fleet.placed("w1", 100)
+        seen.fleet.settled("w1", "w1-1", 100, received=True)
+    assert seen.view.credit == 0
+    seen.fleet.heard(state(sent_s=0.5, grants=granted(5, 8)), 0.5)  # it was on its way when three more were taken
+    assert seen.view.credit == 0
+    seen.fleet.heard(state(sent_s=0.6, grants=granted(8, 9)), 0.6)
+    assert seen.view.credit == 1
+    seen.fleet.heard(state(sent_s=3.0, grants=granted(6, 9)), 3.0)  # two were lost, after all
+    assert seen.view.credit == 3

@@ -6,6 +6,7 @@ Consumes `WorkerState`, `WorkReply` and own dispatches; produces `ClusterView` f
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import permutations
+from math import inf
 
 import msgspec
 
@@ -13,6 +14,8 @@ from dopd.cluster import ClusterView, WorkerView
 from dopd_proto.request import WorkReply
 from dopd_proto.telemetry import Grant, WorkerState
 
+LATE_S = 1.0
+"""So long a state may be under way."""
 _NO_GRANT = Grant(gateway_id="", gateway_incarnation="", received=0, limit=0)
 
 
@@ -21,8 +24,9 @@ class Known:
     """One worker. `sent` counts work ever placed on this incarnation, `open` that of which no fate is known yet.
 
     `open_prefill_tokens` are those of open work, `new_prefill_tokens` of accepted work that no state shows yet.
-    `batches` is the number of its newest token batch that came, `due` how many its state before the last one counted.
-    `grant` is what the state has for this gateway. `view` is what the policy sees, None when that has changed since.
+    `taken_s` is about when it last took some. `batches` is the number of its newest token batch that came, `due` how
+    many its state before the last one counted. `grant` is what the state has for this gateway. `view` is what the
+    policy sees, None when that has changed since.
     """
 
     state: WorkerState
@@ -32,6 +36,7 @@ class Known:
     open: int = 0
     batches: int = 0
     due: int = 0
+    taken_s: float = -inf
     usable: bool = True
     open_prefill_tokens: int = 0
     new_prefill_tokens: int = 0
@@ -62,14 +67,16 @@ class Fleet:
             return known.state.incarnation if known else None
         if _way(state) != _way(known.state):
             self._links = None
-        known.due = known.grant.batches
+        known.due, anew = known.grant.batches, grant.received < known.grant.received
         if grant.batches < known.due:
             known.batches = 0  # it had given us up, and counts anew
         known.state, known.grant, known.heard_s, known.usable, known.view = state, grant, now_s, True, None
         if known.sent - grant.received <= known.open:
             known.new_prefill_tokens = 0
-        if not known.open:
-            # Nothing under way: the worker's count is the truth, whatever was lost or came late before.
+        late = grant.received < known.sent and now_s - known.taken_s <= LATE_S
+        if not known.open and (anew or not late):
+            # Nothing under way: the worker's count is the truth, whatever was lost or came late before. A lower one
+            # just after an acceptance is older than that: states and answers come on two ways.
             known.sent = grant.received
         return state.incarnation if state.phase == "failed" else None
 
@@ -135,6 +142,7 @@ class Fleet:
             known.open_prefill_tokens = max(0, known.open_prefill_tokens - prefill_tokens)
             known.view = None
             if received:
+                known.taken_s = known.heard_s
                 known.new_prefill_tokens += prefill_tokens
             else:
                 known.sent -= 1
