@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from dopd.bus.server import (
     read_addresses,
 )
 from dopd.errors import ConfigError
+from dopd.supervisor.ports import is_free
 
 START_S = 10.0
 MAX_PAYLOAD = 256 * 1024
@@ -50,7 +52,7 @@ class NatsServer:
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **self.env},
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 - one prctl call, no locks
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - one prctl call, no locks
             )
         self._addresses = self._await_addresses()
 
@@ -111,10 +113,16 @@ class NatsServer:
         raise RuntimeError(f"nats-server did not start: {self.log[-2000:]}")
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """The server must not outlive a test process that is killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def quiet_port() -> int:
+    """A free port of loopback, none of those that the system gives to connections: it is free a moment later, too."""
+    rng = random.Random(os.urandom(8))
+    return next(port for port in iter(lambda: rng.randrange(20_000, 32_000), 0) if is_free("127.0.0.1", port))
 
 
 def server_binary() -> Path:

@@ -20,34 +20,44 @@ from dopd.bus.nats_bus import NatsBus
 from dopd.runtime.lifeline import PARENT_VARIABLE
 from dopd.supervisor.state import Process, started
 from tests.e2e.live import Live
-from tests.e2e.running import ROOT, wait_until
+from tests.e2e.running import ROOT
+from tests.nats_server import die_with_parent
 
-START_S = 30.0
+START_S = 60.0
 
 
 class Scattered:
     """`with Scattered(folder, **settings) as up:`; all processes end with the block. `settings` are those of all."""
 
     def __init__(self, folder: Path, **settings: object) -> None:
-        self.folder, self._settings = folder, settings
+        self.folder, self.settings = folder, settings
+        self.urls: dict[str, str] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.state = SimpleNamespace(logs=folder, process=self._process)  # what `Live` asks a supervisor for
         folder.mkdir(parents=True, exist_ok=True)
 
     def start(self, name: str, *command: str, prefix: tuple[str, ...] = (), **settings: object) -> None:
-        """`python -m COMMAND`, `prefix` before it, until it has connected. A name may be started again."""
-        named = {f"DOPD__{key.upper()}": str(value) for key, value in (self._settings | settings).items()}
+        """`python -m COMMAND`, `prefix` before it, which takes its time. A name may be started again."""
+        named = {f"DOPD__{key.upper()}": str(value) for key, value in (self.settings | settings).items()}
         ready, operator = self.folder / f"{name}.ready", self.folder / f"{name}.operator"
         ready.unlink(missing_ok=True)
         files = {"DOPD_READY_FILE": str(ready), "DOPD_OPERATOR_FILE": str(operator)}
-        env = {**os.environ, **named, **files, PARENT_VARIABLE: str(os.getpid())}
+        self.spawn(
+            name, [*prefix, sys.executable, "-m", *command], **named, **files, **{PARENT_VARIABLE: str(os.getpid())}
+        )
+
+    def spawn(self, name: str, command: list[str], **env: str) -> None:
+        """Any command."""
         with (self.folder / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
-                [*prefix, sys.executable, "-m", *command], cwd=ROOT, env=env, stdout=log, stderr=log
-            )
-        process = self._processes[name]
-        assert wait_until(lambda: ready.exists() or process.poll() is not None, START_S), self.log(name)
-        assert process.poll() is None, self.log(name)
+                command, cwd=ROOT, env={**os.environ, **env}, stdout=log, stderr=log,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - one prctl call, no locks
+            )  # fmt: skip
+
+    def dead(self) -> str:
+        """The name and the log of a process that has ended by itself; empty when there is none."""
+        ended = [name for name, process in self._processes.items() if process.poll() is not None]
+        return "\n".join(f"{name}: {self.log(name)}" for name in ended)
 
     def send(self, name: str, number: signal.Signals) -> None:
         self._processes[name].send_signal(number)
@@ -90,17 +100,22 @@ class Scattered:
 
 
 @asynccontextmanager
-async def clients_of(up: Scattered, nats_url: str, workers: int, **settings: object) -> AsyncIterator[Live]:
-    """Clients of a cluster, once so many workers speak."""
+async def clients_of(
+    up: Scattered, nats_url: str, workers: int, start_s: float = START_S, **settings: object
+) -> AsyncIterator[Live]:
+    """Clients of a cluster, once so many workers serve."""
     named = {f"DOPD__{key.upper()}": str(value) for key, value in settings.items()}
     bus = await NatsBus.connect(nats_url, name="test")
     try:
         clients = Live(up, bus, configs.load(env=named))  # type: ignore[arg-type]
         await clients.cluster.follow(bus)
         states = clients.cluster.states
-        await clients.until(
-            lambda: len(states) == workers and all(s.phase == "serving" for s in states.values()), START_S, "workers"
-        )
+
+        def serve() -> bool:
+            assert not up.dead(), up.dead()
+            return len(states) == workers and all(state.phase == "serving" for state in states.values())
+
+        await clients.until(serve, start_s, f"{workers} workers serve")
         yield clients
     finally:
         await bus.drain(timeout_s=1.0)

@@ -8,10 +8,9 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from dopd.supervisor.ports import this_or_free
 from tests.e2e.live import Asked, Live
 from tests.e2e.scattered import Scattered, clients_of
-from tests.nats_server import NatsServer, server_binary
+from tests.nats_server import NatsServer, quiet_port, server_binary
 
 pytestmark = [pytest.mark.nats, pytest.mark.slow, pytest.mark.timeout(120)]
 ISL, OSL, CHUNK = 700, 30, 256
@@ -25,7 +24,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Scattered, di
     broker.start()
     settings: dict[str, object] = {
         "cluster__nats_url": broker.url, "policy__name": "simple", "engine__kind": "sim", "engine__chunk_tokens": CHUNK,
-        "engine__kv_shared": "far", "gateway__port": this_or_free("127.0.0.1", 0),
+        "engine__kv_shared": "far", "gateway__port": quiet_port(),
     }  # fmt: skip
     with Scattered(folder, **settings) as scattered:
         for domain in ("a", "b", "far"):

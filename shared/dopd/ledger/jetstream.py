@@ -2,11 +2,13 @@
 
 Consumes: a broker with JetStream, and a clock that all processes share. Produces: the `Ledger`.
 Each log is a stream, whose sequence numbers are the indexes: the server gives them out without holes, whoever writes.
-Keys and leases are one key-value bucket. A lease keeps its record when it ends, so that terms only grow.
+Keys and leases are one key-value bucket. A lease keeps its record when it ends, so that terms only grow. With three
+brokers or more all is kept three times, so that one of them may die.
 """
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
 
@@ -25,7 +27,11 @@ from dopd.ledger import Entry, Lease
 from dopd.ledger.common import check_name, is_same, next_lease, released
 
 _BUCKET = "dopd_ledger"
+_KEYS = f"KV_{_BUCKET}"
 _READ_AT_ONCE = 64
+_COPIES, _TRIES = 3, 20
+
+_log = logging.getLogger("dopd.ledger")
 
 T = TypeVar("T")
 
@@ -34,15 +40,17 @@ T = TypeVar("T")
 _BEATEN = (10058, 10065)
 
 
-async def _unless_beaten(create: Callable[[], Awaitable[T]]) -> T:
-    """Create a stream; once more when somebody else was just doing so. Bounded by the time-out of the whole call."""
-    while True:
+async def _unless_beaten(create: Callable[[], Awaitable[T]], stream: str) -> T | None:
+    """Create a stream; once more when somebody else was just doing so. None: it is there, with other settings."""
+    for _ in range(_TRIES):
         try:
             return await create()
         except js_errors.BadRequestError as error:
             if error.err_code not in _BEATEN:
                 raise
             await asyncio.sleep(0.02)
+    _log.warning("stream %s has other settings than it would be given now; it is used as it is", stream)
+    return None
 
 
 class Clock(Protocol):
@@ -54,8 +62,8 @@ class Clock(Protocol):
 class JetStreamLedger:
     """The `Ledger` of one process. Open with `JetStreamLedger.open`."""
 
-    def __init__(self, client: Client, clock: Clock, timeout_s: float) -> None:
-        self._client, self._clock, self._timeout_s = client, clock, timeout_s
+    def __init__(self, client: Client, clock: Clock, timeout_s: float, replicas: int = 1) -> None:
+        self._client, self._clock, self._timeout_s, self._replicas = client, clock, timeout_s, replicas
         self._js: JetStreamContext = client.jetstream(timeout=timeout_s)
         self._keys: KeyValue | None = None
         self._logs: set[str] = set()
@@ -68,10 +76,10 @@ class JetStreamLedger:
     ) -> "JetStreamLedger":
         """Connect; `url` and `ca_file` as in `reach`. Raises ConfigError, or LedgerLost when no broker answers within
         `timeout_s`."""
-        client = StrictClient()
+        client, to = StrictClient(), reach(url, ca_file)
         try:
             connecting = client.connect(
-                **reach(url, ca_file).options(),
+                **to.options(),
                 name=name,
                 error_cb=_ignore,
                 max_reconnect_attempts=-1,
@@ -84,7 +92,7 @@ class JetStreamLedger:
         except (TimeoutError, OSError, nats.errors.Error) as error:
             await close_client(client)
             raise LedgerLost(f"{shown(url)}: {type(error).__name__}: {error}") from error
-        return cls(client, clock, timeout_s)
+        return cls(client, clock, timeout_s, replicas=_COPIES if len(to.urls) >= _COPIES else 1)
 
     async def append(self, log: str, payload: bytes) -> int:
         """As in Ledger. After LedgerLost the record may have been written or not."""
@@ -164,7 +172,12 @@ class JetStreamLedger:
     async def _bucket(self) -> KeyValue:
         async with self._setting_up:
             if self._keys is None:
-                self._keys = await _unless_beaten(lambda: self._js.create_key_value(bucket=_BUCKET, history=1))
+                made = await _unless_beaten(
+                    lambda: self._js.create_key_value(bucket=_BUCKET, history=1, replicas=self._replicas), _KEYS
+                )
+                self._keys = made or KeyValue(
+                    name=_BUCKET, stream=_KEYS, pre=f"$KV.{_BUCKET}.", js=self._js, direct=False
+                )
             return self._keys
 
     async def _set_up_log(self, log: str) -> None:
@@ -172,7 +185,10 @@ class JetStreamLedger:
         async with self._setting_up:
             if log not in self._logs:
                 await _unless_beaten(
-                    lambda: self._js.add_stream(name=_stream(log), subjects=[_subject(log)], allow_direct=True)
+                    lambda: self._js.add_stream(
+                        name=_stream(log), subjects=[_subject(log)], allow_direct=True, num_replicas=self._replicas
+                    ),
+                    _stream(log),
                 )
                 self._logs.add(log)
 
