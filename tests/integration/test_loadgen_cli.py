@@ -145,9 +145,12 @@ def test_a_trace_is_described_in_a_table_and_a_picture(tmp_path: Path, capsys: p
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_keys_and_headers_are_not_kept_with_the_result(tmp_path: Path) -> None:
-    args = parser().parse_args(["run", "--api-key", "sekrit", "--header", "Authorization=sekrit", "--num-prompts", "1"])
-    assert "sekrit" not in json.dumps(settings_of(args))
+def test_keys_headers_and_passwords_are_not_kept_with_the_result() -> None:
+    words = ["run", "--api-key", "sekrit", "--header", "Authorization=sekrit", "--num-prompts", "1"]
+    for place in (["--url", "http://me:sekrit@gateway:8000"], ["--nats", "nats://client:sekrit@nats:4222"]):
+        kept = settings_of(parser().parse_args([*words, *place]))
+        assert "sekrit" not in json.dumps(kept)
+        assert kept[place[0].strip("-")].endswith(("://gateway:8000", "://nats:4222"))
 
 
 def test_a_load_of_many_tokens_gets_more_than_one_client_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,7 @@ async def _serve(
     config = await ensure_model(config, state, console)
     state.config_file.touch(0o600)  # the broker's address may have a password in it
     state.config_file.write_bytes(configs.dump(config))
-    bus = await NatsBus.connect(config.cluster.broker_url, name="supervisor")
+    bus = await NatsBus.connect(config.cluster.broker_url, name="supervisor", ca_file=config.cluster.nats_ca_file)
     try:
         cluster = Cluster()
         await cluster.follow(bus)
