@@ -1,6 +1,7 @@
 """`python -m dopd_gateway`: token side, text side, HTTP and NATS in one process."""
 
 import argparse
+import asyncio
 import os
 
 from dopd.config import EngineConfig, real_engine, served_name
@@ -65,7 +66,7 @@ async def serve(ctx: ServiceContext) -> None:
     )  # fmt: skip
     ctx.metrics.add(lambda: failures("nats", nats.failures))
     ctx.metrics.add(lambda: failures("http", app.state.failures))
-    http = HttpServer(app, config.gateway.host, config.gateway.port, config.http)
+    http = HttpServer(app, config.gateway.host, config.gateway.port, config.http, config.worker.stop_grace_s)
     ctx.metrics.add(lambda: connections(http.room))
     await gateway.start()
     await live.start(ctx.operator)
@@ -74,9 +75,8 @@ async def serve(ctx: ServiceContext) -> None:
     await http.start()
     ctx.readiness.when(lambda: "" if api.ready() else "no worker serves")
     await ctx.stop.wait()
-    await http.stop()
     await found.stop()
-    await nats.stop(config.worker.stop_grace_s)
+    await asyncio.gather(http.stop(), nats.stop(config.worker.stop_grace_s))
     await gateway.stop()
     await live.stop()
 
