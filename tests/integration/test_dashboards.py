@@ -34,7 +34,7 @@ JOBS = {
 HANG_ON_SPEED = {"DopdSloBurnsFast", "DopdSloBurnsSlowly", "DopdForecastBad"}
 """Alerts that a busy machine may raise."""
 LMCACHE_LOAD = (
-    "--mode", "cpu", "--end", "6", "--interval", "0.4", "--num-tokens", "256",
+    "--mode", "cpu", "--num-tokens", "256",
     "--kvcache-shape-spec", "(2,128,16,2,16):float32:2",
 )  # fmt: skip
 
@@ -129,16 +129,17 @@ async def lmcache(folder: Path) -> AsyncIterator[LmcacheStore | None]:
         yield store
 
 
-async def driven(store: LmcacheStore) -> None:
+async def driven(store: LmcacheStore, requests: int = 6, every_s: float = 0.4) -> None:
     """LMCache's own bench stores, looks up and fetches, on the CPU."""
     host, port, http_port = store.settings.host, store.settings.port, store.settings.http_port
     bench = await asyncio.create_subprocess_exec(
         str(Path(sys.executable).with_name("lmcache")), "bench", "server", *LMCACHE_LOAD,
+        "--end", str(requests), "--interval", str(every_s),
         "--rpc-url", f"tcp://{host}:{port}", "--url", f"http://{host}:{http_port}",
         stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        async with asyncio.timeout(60.0):
+        async with asyncio.timeout(60.0 + 3 * requests * every_s):
             assert await bench.wait() == 0
     finally:
         if bench.returncode is None:

@@ -80,6 +80,12 @@ def test_each_alert_says_what_is_wrong_what_that_means_and_what_to_do() -> None:
         assert rule["annotations"].keys() == {"summary", "description", "action"}
 
 
+def test_the_document_has_every_alert_and_every_dashboard() -> None:
+    text = (ROOT / "docs/dashboards.md").read_text()
+    assert set(re.findall(r"`(Dopd\w+)`", text)) == {rule["alert"] for rule in RULES if "alert" in rule}
+    assert set(re.findall(r"\(dashboards/(.+)\.png\)", text)) == {file.stem for file in DASHBOARDS}
+
+
 def test_each_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not() -> None:
     cases = yaml.safe_load((FOLDER / "alerts.test.yml").read_text())["tests"]
     told: dict[str, set[bool]] = {}

@@ -17,10 +17,11 @@ def each(title: str, says: str, unit: str, expr: str, axis: str = "", most: floa
 
 WHO = (
     Panel("Role of each worker", "As its last heartbeat says.", "none",
-          (Query(states("dopd_worker_role", "role", ROLES), "{{service}}"),), "state-timeline", 24, names=ROLES),
+          (Query(states("dopd_worker_role", "role", ROLES), "{{service}}"),), "state-timeline", width=24,
+          names=ROLES),
     Panel("Phase of each worker", "draining: away until the work of its old role is gone; stalled: no step for long.",
-          "none", (Query(states("dopd_worker_phase", "phase", PHASES), "{{service}}"),), "state-timeline", 24,
-          names=PHASES),
+          "none", (Query(states("dopd_worker_phase", "phase", PHASES), "{{service}}"),), "state-timeline",
+          width=24, names=PHASES),
     Panel("Workers by role", "As the planner hears them.", "short",
           (Query("max by (role) (dopd_planner_workers)", "{{role}}"),), axis="workers", stack=True, least=0),
     Panel("Role changes", "Begun by workers, per interval.", "short",
