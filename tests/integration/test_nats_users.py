@@ -105,6 +105,26 @@ async def test_a_password_with_any_character_goes_percent_encoded(tmp_path: Path
         server.stop()
 
 
+async def test_a_part_whose_password_was_changed_says_so_once_and_is_back_with_the_right_one(tmp_path: Path) -> None:
+    server, variable = SecuredBroker(tmp_path), password_variable("gateway")
+    server.start()
+    bus = await NatsBus.connect(server.url_of("gateway"), "g1", reconnect_wait_s=0.02)
+    faults: list[BusFault] = []
+    bus.on_fault(faults.append)
+    try:
+        for password in ("pother", server.passwords["gateway"]):
+            server.kill()
+            server.env[variable] = password
+            server.start()
+            await until(lambda: any(fault.kind == "refused" for fault in faults), 20.0)
+        await until(lambda: bus.connected, 20.0)
+        told = [fault.detail for fault in faults if fault.kind == "refused"]
+        assert len(told) == 1 and "the user 'gateway' with this password" in told[0]
+    finally:
+        await bus.drain()
+        server.stop()
+
+
 async def test_one_users_password_is_not_anothers(broker: SecuredBroker) -> None:
     for user in USERS:
         if user != "operator":

@@ -76,7 +76,7 @@ class NatsBus(WireBus):
     def __init__(self, name: str, to: Reach, outbox_bytes: int, max_pending: int, settle_s: float) -> None:
         self._client = StrictClient()
         super().__init__(name, f"{to.inbox}.{NUID().next().decode()}", outbox_bytes)
-        self._to, self._opening = to, True
+        self._to, self._opening, self._told = to, True, ""
         self._max_pending, self._settle_s = max_pending, settle_s
         self._since_s: float | None = None
         self._settling: asyncio.TimerHandle | None = None
@@ -228,6 +228,7 @@ class NatsBus(WireBus):
         self.outbox.reachable(True)
 
     async def _on_reconnected(self) -> None:
+        self._told = ""
         self._settling = asyncio.get_running_loop().call_later(self._settle_s, self._ready)
 
     async def _on_disconnected(self) -> None:
@@ -245,8 +246,13 @@ class NatsBus(WireBus):
             self.faults.report("closed", "", "the connection was given up")
 
     async def _on_error(self, error: Exception) -> None:
-        if self._opening and (why := refusal(error, self._to)):
-            raise BrokerRefuses(why) from error  # ends the library's `connect`, which would try for ever
+        if why := refusal(error, self._to):
+            if self._opening:
+                raise BrokerRefuses(why) from error  # ends the library's `connect`, which would try for ever
+            if why != self._told:  # once, and not with each try to reconnect
+                self._told = why
+                self.faults.report("refused", "", why)
+            return
         if isinstance(error, nats.errors.SlowConsumerError):
             self.faults.report("slow_consumer", error.subject, f"more than {self._max_pending} messages pending")
         elif self._client.is_connected and not isinstance(error, nats.errors.UnexpectedEOF):
