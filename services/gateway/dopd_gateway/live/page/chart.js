@@ -9,7 +9,7 @@ const STEPS_S = [10, 15, 30, 60, 120, 300, 600];
 /** Where times lie in a picture of this width. */
 export function axis(width, fromS, toS, left) {
   const room = width - left - RIGHT;
-  const at = (atS) => left + (room * (atS - fromS)) / (toS - fromS);
+  const at = (atS) => left + (room * Math.max(0, atS - fromS)) / (toS - fromS);
   const step = STEPS_S.find((s) => (toS - fromS) / s <= Math.max(2, Math.floor(room / 84))) ?? 600;
   const ticks = [];
   for (let atS = Math.ceil(fromS / step) * step; atS <= toS; atS += step) ticks.push(atS);
@@ -40,7 +40,9 @@ export function above(value) {
  * Draw. `series`: `{kind: line|steps|band, look, points, name}`; a point is `[atS, value]`, of steps `[fromS, toS, value]`,
  * of bands `[fromS, toS, low, high]`; a value of null is a gap. `target`: `{value, name}`.
  */
-export function draw(figure, { title, fromS, toS, series, target, unit, top, caption, empty, aheadS }) {
+export function draw(figure, { title, fromS, toS, series: all, target, unit, top, caption, empty, aheadS }) {
+  const within = (kind, [atS, endS]) => (kind === "line" ? atS : endS) > fromS;
+  const series = all.map((one) => ({ ...one, points: one.points.filter((point) => within(one.kind, point)) }));
   const width = Math.max(240, figure.clientWidth);
   const values = series.flatMap((one) => one.points.map((point) => point[point.length - 1])).filter((v) => v !== null);
   const inSight = target && (top || target.value <= 3 * Math.max(...values));
