@@ -1,6 +1,9 @@
 """docs/security.md says what is so: its table is that of the permissions, and each line names tests that exist."""
 
 import re
+import subprocess
+
+import pytest
 
 from dopd.bus.permissions import USERS, inbox_of, rights
 from dopd_proto.subjects import SUBJECTS
@@ -40,3 +43,15 @@ def test_every_line_of_what_holds_names_tests_and_all_of_them_exist() -> None:
         assert names, f"no test is named for: {statement}"
         for name in names:
             assert re.search(rf"def {name}\(", tests), f"{name} is no test: {statement}"
+
+
+def test_the_key_that_dev_ca_makes_goes_neither_into_the_repository_nor_into_an_image() -> None:
+    rules = (ROOT / ".dockerignore").read_text().splitlines()
+    assert rules.index("deploy/nats/tls") > rules.index("!deploy/nats"), "the last rule that fits counts"
+    key = ROOT / "deploy/nats/tls/server.key"
+    asked = subprocess.run(
+        ["git", "check-ignore", key], cwd=ROOT, capture_output=True, text=True, timeout=10, check=False
+    )
+    if asked.returncode == 128:
+        pytest.skip(f"no checkout: {asked.stderr.strip()}")
+    assert asked.returncode == 0
