@@ -2,7 +2,8 @@
 # The comparisons of docs/results.md: JSON, page and table of each load and engine in the folder that is given.
 # usage: results.sh FOLDER [ENGINE ...]     (traces in ../shared/data/traces; some hours on two cores)
 # `python -m tests.bench.results_table FOLDER/*.json` makes the tables. What exists already is left as it is, so it can be
-# ended at any time and started again. STEPS="policies ratios" and LOADS="shift azure-conv" do a part of it.
+# ended at any time and started again. STEPS="policies ratios" and LOADS="shift azure-conv" do a part of it; SEEDS=1 with one
+# seed where there would be three.
 set -euo pipefail
 out=${1:?folder}; shift
 python=${PYTHON:-.venv/bin/python}
@@ -44,6 +45,7 @@ each() { # function: call it for each load and engine
   for engine in "${engines[@]}"; do
     for load in "${loads[@]}"; do
       IFS='|' read -r name source seconds flags seeds some <<<"$load"
+      seeds=${SEEDS:-$seeds}
       [[ " ${LOADS:-$name} " == *" $name "* ]] || continue
       "$1"
     done
@@ -55,6 +57,7 @@ splits() { # at each of the rates tuned for it: beyond capacity other parameters
   compare "$name-$engine-splits" "$some" "$(at 0.6),$(at 0.8)" "--seeds $seeds"
   compare "$name-$engine-splits-95" "$some" "$(at 0.95)" "--seeds $seeds" 0.95
 }
+brief() { compare "$name-$engine-brief" "dopd,aggregated,distserve,$some" "$(at 0.6),$(at 0.8),$(at 0.95)" ""; }
 ratios() { compare "$name-$engine-ratios" "oracle-ratio,$all" "$(at 0.8)" ""; }
 largest() { compare "$name-$engine-largest" "dopd,aggregated,distserve" "$(at 0.5)" "--goodput-search --tolerance 0.06"; }
 light() { compare "$name-$engine-light" "$planners,aggregated,distserve,$some" "$(at 0.3),$(at 0.45)" ""; }

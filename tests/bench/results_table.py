@@ -36,6 +36,8 @@ def table(found: Comparison) -> str:
 def cell(found: Comparison, policy: str, rate: float) -> str:
     """Goodput (attainment), and the interval to the reference."""
     rows = by_seed(found, policy, rate)
+    if not rows:
+        return ""
     goodput = {seed: row.goodput_rps for seed, row in rows.items()}
     said = f"{mean(goodput.values()):.1f} ({100 * mean(row.attainment for row in rows.values()):.1f})"
     reference = {seed: row.goodput_rps for seed, row in by_seed(found, found.config.reference, rate).items()}
@@ -56,6 +58,8 @@ def latencies(found: Comparison, rates: Sequence[float]) -> str:
     ]
     for policy in dict.fromkeys(row.policy for row in found.rows):
         rows = list(by_seed(found, policy, rate).values())
+        if not rows:
+            continue
         ttft, tpot = ([_mean(rows, f"p{p}_{which}_s") for p in (50, 90)] for which in ("ttft", "tpot"))
         times = f"{ttft[0]:.2f}, {ttft[1]:.2f} | {1000 * tpot[0]:.0f}, {1000 * tpot[1]:.0f}"
         counts = f"{_mean(rows, 'flips'):.0f} | {_mean(rows, 'failed'):.0f}"
