@@ -78,6 +78,14 @@ def test_a_flip_begins_when_the_worker_says_and_its_old_work_is_seen() -> None:
     ]
 
 
+def test_a_flip_by_another_clock_begins_when_it_is_heard() -> None:
+    looking = Looking()
+    looking.see(worker())
+    looking.see(worker(role="prefill", accepting_at_s=NOW_S - 50.0))
+    looking.see(worker(role="decode", accepting_at_s=NOW_S + 50.0))
+    assert [at_s for at_s, *_ in looking.told()] == [1.0, 2.0, 3.0]
+
+
 def test_a_lost_worker_a_stopped_one_and_one_that_begins_anew_are_told_apart() -> None:
     looking = Looking()
     looking.see(worker("w1"), worker("w2"), worker("w3"))

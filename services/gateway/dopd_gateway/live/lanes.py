@@ -58,8 +58,9 @@ class Lane:
         elif last.phase == phase:
             return
         self.gone = False
-        at_s = state.accepting_at_s if why == "flip" else seen.heard_s
-        at_s = min(max(at_s, last.at_s if last else at_s), seen.heard_s)
+        at_s = seen.heard_s
+        if why == "flip" and last is not None and last.at_s <= state.accepting_at_s <= at_s:
+            at_s = state.accepting_at_s  # else its clock is another one
         self.stretches.append(Stretch(at_s, state.role, phase, why))
 
     def leave(self) -> None:

@@ -34,8 +34,8 @@ export function showWorkers(doc) {
   const body = byId("workers").tBodies[0];
   keep(body, Object.keys(doc.workers).sort(inOrder), (name) => el("tr", {}, el("th", { scope: "row" }, name), ...Array.from({ length: 8 }, (_, n) => el("td", n >= 5 ? { class: "more" } : {}))));
   for (const row of body.children) fillRow(row, doc.workers[row.dataset.key], doc.at_s);
-  byId("left-out").hidden = !doc.left_out;
-  say(byId("left-out"), `${many(doc.left_out, "more worker")} without a row`);
+  byId("left-out").hidden = !doc.left_out && body.children.length > 0;
+  say(byId("left-out"), doc.left_out ? `${many(doc.left_out, "more worker")} without a row` : "no worker is heard");
 }
 
 function fillRow(row, worker, nowS) {

@@ -94,7 +94,8 @@ function split(workers) {
 function showArrivals(fromS) {
   const rows = (some) => Object.entries(some).map(([at, row]) => [Number(at), row]).sort((a, b) => a[0] - b[0]);
   const came = rows(doc.arrivals).map(([endS, value]) => [endS - doc.window_s, endS, value]);
-  const said = rows(doc.forecasts).map(([startS, row]) => [startS, startS + row.horizon_s, row]);
+  // Each holds until the next one.
+  const said = rows(doc.forecasts).map(([startS, row], n, all) => [startS, Math.min(startS + row.horizon_s, all[n + 1]?.[0] ?? Infinity), row]);
   const ahead = rows(doc.ahead).map(([, row]) => row).slice(1, 2);
   const steps = said.map(([startS, endS, row]) => [startS, endS, row.mean]);
   const bands = said.filter(([, , row]) => row.share).map(([startS, endS, row]) => [startS, endS, row.low, row.high]);

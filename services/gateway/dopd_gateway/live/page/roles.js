@@ -21,13 +21,13 @@ export function drawRoles(figure, doc, fromS, toS) {
   const high = names.length > 24 ? 12 : 20;
   const left = Math.min(110, 14 + 7.5 * Math.max(2, ...names.map((name) => name.length)));
   const x = axis(Math.max(240, figure.clientWidth), fromS, toS, left);
-  const bottom = GAP + names.length * (high + GAP);
+  const bottom = GAP + Math.max(1, names.length) * (high + GAP);
   const marks = [hatch(), ...times(x, bottom, 0)];
   names.forEach((name, n) => marks.push(...lane(name, doc.lanes[name], x, GAP + n * (high + GAP), high, toS)));
-  if (!names.length) marks.push(svg("text", { x: x.left, y: 14 }, "no worker is heard"));
+  if (!names.length) marks.push(svg("text", { x: x.left, y: GAP + high - 6 }, "no worker is heard"));
   const told = changes(doc.lanes);
-  const size = `0 0 ${x.right + 12} ${Math.max(20, bottom) + FOOT}`;
-  const picture = svg("svg", { viewBox: size, height: Math.max(20, bottom) + FOOT, role: "img" }, ...marks);
+  const size = `0 0 ${x.right + 12} ${bottom + FOOT}`;
+  const picture = svg("svg", { viewBox: size, height: bottom + FOOT, role: "img" }, ...marks);
   picture.setAttribute("aria-label", `Roles of ${many(names.length, "worker")} over time. ${told}`);
   figure.replaceChildren(picture, legend(), el("figcaption", {}, told));
 }
