@@ -14,6 +14,7 @@ COMMANDS = {
     "up": ("dopd.supervisor.up:main", "start the cluster of this machine (--demo: emulated GPUs and a load)"),
     "down": ("dopd.supervisor.down:main", "stop it"),
     "status": ("dopd.supervisor.down:status", "show its processes"),
+    "kv-store": ("dopd.supervisor.kv_store:main", "run the KV store of a host whose workers are started one by one"),
     "top": ("dopd.top.command:main", "show workers, queues, latencies and decisions live"),
     "roles": ("dopd_planner.roles_cli:main", "show, set, pin and unpin workers' roles"),
     "decisions": ("dopd_planner.decisions_cli:decisions", "list what the planner decided of late"),

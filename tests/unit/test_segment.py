@@ -110,3 +110,14 @@ def test_two_segments_make_every_token_exactly_once(prompt: int, most: int, outp
     assert second.index == output + made
     finish(second)
     assert second.index + len(second.made) == most and segment.complete(second)
+
+
+def test_kv_of_another_domain_is_far_and_the_engine_is_told_how_much_of_it_there_is() -> None:
+    held = segment.hold(work(5, stop=5))
+    finish(held)
+    then = segment.next_work(held, bound("w2"), "host-a")
+    assert (then.kv_tokens, then.kv_domain) == (5, "host-a")
+    assert segment.is_far(then, "host-b") and not segment.is_far(then, "host-a")
+    assert not segment.is_far(work(5), "host-b")
+    far, near = (segment.job_of(segment.hold(then), domain) for domain in ("host-b", "host-a"))
+    assert (far.far_tokens, near.far_tokens) == (5, 0)

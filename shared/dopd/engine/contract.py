@@ -21,7 +21,8 @@ class Job:
     """One segment as the engine sees it: continue `tokens` by at most `max_new_tokens`.
 
     `emit` false: the one token that a vLLM prefill must produce is dropped (a cut inside the prompt).
-    `sampling` lengths count from the prompt's end; `prompt_tokens` of `tokens` are the original prompt.
+    `sampling` lengths count from the prompt's end; `prompt_tokens` of `tokens` are the original prompt. KV of
+    `far_tokens` has just been computed in another domain and may still be on its way.
     """
 
     job_id: str
@@ -32,6 +33,7 @@ class Job:
     batch: BatchTag | None = None
     priority: int = 0
     emit: bool = True
+    far_tokens: int = 0
 
     @property
     def continues(self) -> bool:

@@ -11,6 +11,8 @@ import structlog
 log = structlog.get_logger(__name__)
 
 ASK_EVERY_S = 0.25
+LOST_AFTER = 3
+"""So many questions without an answer, one after the other: a single one may be late on a busy machine."""
 
 
 class SharedKv:
@@ -22,12 +24,13 @@ class SharedKv:
     def __init__(self, name: str, token_s: float, ask: Callable[[], Awaitable[bool]]) -> None:
         self.name, self.token_s = name, token_s
         self.reached = False
-        self._ask = ask
+        self._ask, self._failed = ask, LOST_AFTER
 
     async def watch(self) -> None:
         """Ask for ever."""
         while True:
-            before, self.reached = self.reached, await self._ask()
+            self._failed = 0 if await self._ask() else self._failed + 1
+            before, self.reached = self.reached, self._failed < LOST_AFTER
             if self.reached != before:
                 log.warning("kv_shared_changed", name=self.name, reached=self.reached)
             await asyncio.sleep(ASK_EVERY_S)

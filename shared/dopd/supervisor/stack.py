@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from dopd.bus.common import shown
@@ -21,6 +21,9 @@ from dopd.supervisor.ready import Cluster, file_appears, http_ok, speaks
 from dopd.supervisor.spec import Probe, Spec
 from dopd.supervisor.state import StateDir
 from dopd_proto.base import Role
+
+if TYPE_CHECKING:
+    from dopd.engine.vllm.store import StoreSettings
 
 AT_ONCE_VLLM = 2  # engines that start together: four at once take longer than two and two
 OPERATOR_PORT = f"{ENV_PREFIX}OBSERVABILITY__OPERATOR_PORT"
@@ -64,20 +67,9 @@ def store(config: Config, state: StateDir) -> Spec:
 def lmcache(config: Config, state: StateDir) -> Spec:
     """The LMCache server. Its shared memory has a fixed name, so that one which was killed leaves no second segment."""
     from dopd.engine.vllm import environment
-    from dopd.engine.vllm.settings import settings_from
-    from dopd.engine.vllm.store import StoreSettings, lmcache_command, resolved
+    from dopd.engine.vllm.store import lmcache_command
 
-    engine = settings_from(config.engine, config.engine.model, cpu=environment.on_cpu())
-    settings = resolved(
-        StoreSettings(
-            host=engine.lmcache_host,
-            port=engine.lmcache_port,
-            shm_name=state.shared_memory_name,
-            size_gb=engine.lmcache_gb,
-            chunk_tokens=engine.chunk_tokens,
-            max_workers=max(2, config.cluster.prefill + config.cluster.decode),
-        )
-    )
+    settings = lmcache_settings(config, state, port=config.engine.lmcache_port)
     return Spec(
         "lmcache",
         tuple(lmcache_command(settings)),
@@ -87,6 +79,26 @@ def lmcache(config: Config, state: StateDir) -> Spec:
         stop_rank=STORE_RANK,
         # LMCache does not start over a segment of the same name.
         before=state.free_shared_memory,
+    )
+
+
+def lmcache_settings(config: Config, state: StateDir, port: int) -> "StoreSettings":
+    """What the server runs with, on this port. Raises ConfigError for a shared store that has no address."""
+    from dopd.engine.vllm import environment
+    from dopd.engine.vllm.settings import settings_from
+    from dopd.engine.vllm.store import StoreSettings, resolved, shared_adapter
+
+    engine = settings_from(config.engine, config.engine.model, cpu=environment.on_cpu())
+    return resolved(
+        StoreSettings(
+            host=engine.lmcache_host,
+            port=port,
+            shm_name=state.shared_memory_name,
+            size_gb=engine.lmcache_gb,
+            chunk_tokens=engine.chunk_tokens,
+            max_workers=max(2, config.cluster.prefill + config.cluster.decode),
+            l2=shared_adapter(config.engine.kv_shared),
+        )
     )
 
 

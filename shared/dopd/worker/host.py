@@ -165,7 +165,7 @@ class Worker:
                 held.timing = Timing(received_s=self._runtime.now())
                 self._held[job_id] = held
                 self._emptied.clear()
-                self._engine.submit(segment.job_of(held))
+                self._engine.submit(segment.job_of(held, self._kv_domain))
             except (BadRequest, ValueError, OverflowError) as error:
                 self._held.pop(job_id, None)
                 return self._reply("invalid", str(error))
@@ -232,7 +232,7 @@ class Worker:
     def _take(self, held: Held, output: JobOutput) -> None:
         if output.cached is not None:
             held.started = True
-            far = bool(held.work.kv_tokens) and held.work.kv_domain not in ("", self._kv_domain)
+            far = segment.is_far(held.work, self._kv_domain)
             self.tally.looked(len(held.input_tokens), output.cached, far=far)
         held.made += output.tokens
         held.times_s += output.times_s

@@ -55,7 +55,12 @@ def hold(work: Work) -> Held:
     return Held(job_id_of(work), kind, work, tokens, index, most)
 
 
-def job_of(held: Held) -> Job:
+def is_far(work: Work, kv_domain: str) -> bool:
+    """Whether a worker of this domain is to go on with KV of another one."""
+    return bool(work.kv_tokens) and work.kv_domain not in ("", kv_domain)
+
+
+def job_of(held: Held, kv_domain: str = "") -> Job:
     """The engine job. A cut inside the input computes only its part, and its forced one token is dropped."""
     work, tokens = held.work, held.input_tokens
     left = work.sampling.max_tokens - held.index
@@ -63,7 +68,8 @@ def job_of(held: Held) -> Job:
     if stop is not None and stop < len(tokens):
         return Job(held.job_id, tokens[:stop], work.prompt_tokens, 1, work.sampling, work.batch, work.priority, False)
     most = left if stop is None else min(left, stop - len(tokens) + 1)
-    return Job(held.job_id, tokens, work.prompt_tokens, most, work.sampling, work.batch, work.priority)
+    far = work.kv_tokens if is_far(work, kv_domain) else 0
+    return Job(held.job_id, tokens, work.prompt_tokens, most, work.sampling, work.batch, work.priority, far_tokens=far)
 
 
 def timing_of(held: Held, cached: Cached | None, done_s: float | None) -> Timing | None:

@@ -17,7 +17,7 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
 
 from dopd.engine.contract import Job
-from dopd.engine.vllm.step_view import EXTRA_ARGS_KEY, MADE_KEY
+from dopd.engine.vllm.step_view import EXTRA_ARGS_KEY, FAR_KEY, MADE_KEY
 from dopd.errors import BadRequest
 
 
@@ -111,6 +111,8 @@ def _extra(job: Job) -> dict[str, object] | None:
         extra[EXTRA_ARGS_KEY] = [batch.batch_id, batch.size, batch.exclusive]
     if made > 0 and job.emit and _follows_output(job):
         extra[MADE_KEY] = list(job.tokens[job.prompt_tokens :])
+    if job.far_tokens:
+        extra[FAR_KEY] = job.far_tokens
     return extra or None
 
 

@@ -12,6 +12,7 @@ from dopd.policy.base import StepView, WaitingView
 
 EXTRA_ARGS_KEY = "dopd"
 MADE_KEY = "dopd_made"
+FAR_KEY = "dopd_far"
 
 
 @dataclass(frozen=True, slots=True)
