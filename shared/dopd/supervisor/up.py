@@ -110,7 +110,8 @@ async def _welcome(config: Config, state: StateDir, console: Console) -> None:
     body = msgspec.json.encode({"model": model, "prompt": "Once upon a time", "max_tokens": 16}).decode()
     console.line(f"\nReady after {console.elapsed_s:.1f} s: {url}, the OpenAI API", "bold")
     console.line(f"\n  curl {url}/v1/completions -H 'Content-Type: application/json' -d '{body}'\n")
-    console.line(f"  {state.page_url():<28} the cluster in a browser")
+    if page := state.page_url():
+        console.line(f"  {page:<28} the cluster in a browser")
     console.line(f"  {dopd} roles                 who does what")
     console.line(f"  {dopd} roles set w1 decode   change it")
     console.line(f"  {shown(state.logs)}/ has what each process writes. Ctrl-C stops everything.\n")
