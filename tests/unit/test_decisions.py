@@ -122,7 +122,7 @@ def test_every_reason_of_every_planner_has_words() -> None:
 def test_the_command_asks_the_planner(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     asked = []
 
-    async def answer(url: str, request: Any) -> tuple[DecisionRecord, ...]:
+    async def answer(url: str, ca_file: str, request: Any) -> tuple[DecisionRecord, ...]:
         asked.append(request)
         found = (a_record(1), a_record(2, changes=(CHANGE,)))
         return found[1:] if request.decision_id == "decision-2" else found
