@@ -106,6 +106,14 @@ class Stack:
         found: dict[str, Any] = json.loads(self.docker.run("inspect", container.id))[0]
         return found
 
+    def pause(self, container: Container) -> None:
+        """The kernel cannot freeze processes at any moment of a busy machine: tries for a while."""
+        for _ in range(20):
+            if self.docker.works("pause", container.id):
+                return
+            time.sleep(0.5)
+        self.docker.run("pause", container.id)
+
     def urls(self) -> list[str]:
         """The gateways', as published on this machine."""
         return sorted(one.url for one in self.containers("gateway"))
@@ -156,6 +164,14 @@ class Clients(Live):
         wish = RolesRequest(action=action, worker_id=worker_id)  # type: ignore[arg-type]
         return await self.operator.request(ROLES.at(), wish, (RolesReply,), 10.0)
 
+    async def until_ready(self, url: str, limit_s: float = 60.0) -> None:
+        """Until this gateway says that it can serve."""
+        for _ in range(int(limit_s / 0.5)):
+            if (await http.get(f"{url}/ready"))[0] == 200:
+                return
+            await asyncio.sleep(0.5)
+        raise AssertionError(f"{url} is not ready after {limit_s:.0f} s")
+
     async def settled(self, prefill: int = 2, decode: int = 2) -> None:
         """So many workers serve in these roles, and gateways and planner know it."""
         self.gateways = self.stack.urls()
@@ -164,7 +180,7 @@ class Clients(Live):
         roles = (("prefill", prefill), ("decode", decode))
         await self.until(
             lambda: all(len(self.alive(role)) == count for role, count in roles),
-            30.0,
+            60.0,
             f"{roles}: {self.cluster.states}",
         )
         await self.until_planner(workers=prefill + decode)
