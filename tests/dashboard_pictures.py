@@ -24,11 +24,11 @@ from PIL import Image
 
 from tests.prometheus_rig import Prometheus, Series
 
-WIDTH_IN, UNIT_IN, DPI, COLORS = 13.0, 0.26, 80, 48
-MARGIN_X, MARGIN_TOP, MARGIN_BOTTOM = 0.045, 1.15, 1.75
+WIDTH_IN, UNIT_IN, DPI, COLORS = 13.0, 0.26, 80, 96
+MARGIN_X, MARGIN_TOP, MARGIN_BOTTOM = 0.045, 1.15, 2.2
 """Of the figure's width, and in grid units: room for numbers, title and legend."""
-LETTERS = 6.5
-"""Of a legend in one of 24 columns."""
+LETTERS, LEGEND_LINES = 9.5, 3
+"""Of a legend in one of 24 columns, and how many lines it may have."""
 
 SHADES = {"blue": "#3b6fb6", "green": "#4c9f5b", "purple": "#8259a8", "light-blue": "#9cc3ea", "yellow": "#d9b43b",
           "orange": "#dd8436", "red": "#c23b3b", "gray": "#8a8a8a"}  # fmt: skip
@@ -64,7 +64,7 @@ def draw(file: Path, prometheus: Prometheus, to: Path, interval: str, horizon: s
     raw = io.BytesIO()
     figure.savefig(raw, format="png")
     plt.close(figure)
-    Image.open(raw).convert("RGB").quantize(COLORS).save(to, optimize=True)
+    Image.open(raw).convert("RGB").quantize(COLORS, Image.Quantize.FASTOCTREE).save(to, optimize=True)
 
 
 Answers = Sequence[tuple[str, list[Series]]]
@@ -72,7 +72,9 @@ Answers = Sequence[tuple[str, list[Series]]]
 
 def named(legend: str, labels: dict[str, str]) -> str:
     """Grafana's legend."""
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: labels.get(found[1], ""), legend) if legend != "__auto" else ""
+    if legend == "__auto":
+        return ""
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: labels.get(found[1], ""), legend).replace("127.0.0.1", "")
 
 
 def told(value: float, unit: str) -> str:
@@ -94,8 +96,8 @@ def lines(axes: Axes, panel: dict[str, Any], answers: Answers, began_s: float) -
     defaults = panel["fieldConfig"]["defaults"]
     custom = defaults["custom"]
     found = [
-        (named(legend, labels), [(at - began_s) / 60 for at, _ in points], [value for _, value in points])
-        for legend, series in answers for labels, points in series
+        (named(text, labels), [(at - began_s) / 60 for at, _ in points], [value for _, value in points])
+        for text, series in answers for labels, points in series
     ]  # fmt: skip
     band = {override["matcher"]["options"] for override in panel["fieldConfig"]["overrides"]}
     shown = [one for one in found if one[0] not in band]
@@ -110,7 +112,13 @@ def lines(axes: Axes, panel: dict[str, Any], answers: Answers, began_s: float) -
         rows = [[y if math.isfinite(y) else 0.0 for y in row] for row in rows]
         if at:
             step = "mid" if custom["drawStyle"] == "bars" else None
-            axes.stackplot(at, rows, labels=[name for name, _, _ in shown], step=step, alpha=0.8)  # type: ignore[arg-type]
+            axes.stackplot(
+                at,
+                rows,
+                labels=[name if any(ys) else "" for (name, _, _), ys in zip(shown, rows, strict=True)],
+                step=step,
+                alpha=0.8,
+            )  # type: ignore[arg-type]
     else:
         for name, xs, ys in shown:
             axes.plot(xs, ys, lw=1.0, label=name)
@@ -118,11 +126,20 @@ def lines(axes: Axes, panel: dict[str, Any], answers: Answers, began_s: float) -
     axes.set_ylim(defaults.get("min"), 1.03 if defaults.get("max") == 1 else defaults.get("max"))
     axes.grid(lw=0.3)
     axes.set_ylabel(custom["axisLabel"], fontsize=6.5)
-    longest = max((len(name) for name, _, _ in found), default=0)
-    if len(found) <= 14 and longest:
-        columns = max(1, int(panel["gridPos"]["w"] * LETTERS / (longest + 5)))
-        axes.legend(fontsize=6, ncols=columns, loc="upper left", bbox_to_anchor=(-0.02, -0.1), frameon=False,
-                    handlelength=1.0, columnspacing=0.9)  # fmt: skip
+    legend(axes, panel["gridPos"]["w"])
+
+
+def legend(axes: Axes, width: int) -> None:
+    """Below, as far as there is room; without those that are 0 all the time in a stack."""
+    handles, labels = axes.get_legend_handles_labels()
+    shown = [(handle, label) for handle, label in zip(handles, labels, strict=True) if label]
+    if not shown:
+        return
+    columns = max(1, int(width * LETTERS / (max(len(label) for _, label in shown) + 6)))
+    shown = shown[: columns * LEGEND_LINES]
+    axes.legend([handle for handle, _ in shown], [label for _, label in shown], fontsize=6, ncols=columns,
+                loc="upper left", bbox_to_anchor=(-0.02, -0.1), frameon=False, handlelength=1.0,
+                columnspacing=0.9, labelspacing=0.3)  # fmt: skip
 
 
 def number(axes: Axes, panel: dict[str, Any], answers: Answers, began_s: float) -> None:

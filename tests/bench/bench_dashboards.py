@@ -87,7 +87,7 @@ async def seen(folder: Path, to: Path) -> list[str]:
                 async with live(up) as clients:
                     await clients.until_planner(workers=4)
                     await clients.until(prometheus.sees_all, 60.0, "every target was read")
-                    driving = asyncio.create_task(driven(store, int(SECONDS / 3), 2.5)) if store is not None else None
+                    driving = asyncio.create_task(driven(store, int(SECONDS / 5), 2.5)) if store is not None else None
                     await loaded(clients)
                     if driving is not None:
                         await driving

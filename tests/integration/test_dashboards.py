@@ -3,11 +3,13 @@ it is installed, a real LMCache server: none fails, each panel has data, and eac
 """
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import httpx
 import pytest
 
 from dopd.engine.vllm.store import LmcacheStore, StoreSettings, available
+from dopd.runtime.lifeline import die_with
 from tests import prometheus_rig
 from tests.e2e.live import Live, demo, live
 from tests.e2e.running import Running
@@ -137,6 +140,7 @@ async def driven(store: LmcacheStore, requests: int = 6, every_s: float = 0.4) -
         "--end", str(requests), "--interval", str(every_s),
         "--rpc-url", f"tcp://{host}:{port}", "--url", f"http://{host}:{http_port}",
         stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+        preexec_fn=partial(die_with, os.getpid()),
     )  # fmt: skip
     try:
         async with asyncio.timeout(60.0 + 3 * requests * every_s):
