@@ -9,9 +9,9 @@ import { showRequests } from "./requests.js";
 import { drawRoles } from "./roles.js";
 import { clock, many, percent, rate, took } from "./words.js";
 
-const SILENT_MS = 12000, AGAIN_MS = 3000, LEAST_S = 120;
+const SILENT_MS = 12000, AGAIN_MS = 3000, HIDDEN_MS = 30000, LEAST_S = 120;
 
-let doc = null, source = null, heardAt = Date.now(), again = 0, lostAt = 0, anew = "", waiting = false;
+let doc = null, source = null, heardAt = Date.now(), again = 0, lostAt = 0, anew = "", waiting = false, pausing = 0;
 
 function follow() {
   source?.close();
@@ -55,7 +55,22 @@ function lose() {
   document.body.classList.add("lost");
 }
 
+/** A page that nobody sees takes no place from others: a gateway has few, and a browser has six per host. */
+function pause() {
+  source?.close();
+  source = null;
+  say(byId("link"), "paused while nobody looks");
+  byId("link").className = "";
+}
+
+function seen() {
+  clearTimeout(pausing);
+  if (document.hidden) pausing = setTimeout(pause, HIDDEN_MS);
+  else if (!source) follow();
+}
+
 function watch() {
+  if (!source) return;
   const silent = Date.now() - heardAt > SILENT_MS;
   if (silent) lose();
   if (silent || (again && Date.now() > again)) {
@@ -136,5 +151,6 @@ function showOutcomes(fromS) {
 }
 
 addEventListener("resize", () => doc && requestAnimationFrame(show));
+document.addEventListener("visibilitychange", seen);
 setInterval(watch, 1000);
 follow();
