@@ -9,14 +9,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+import nats
 import pytest
 
 from dopd.bus.permissions import USERS, password_variable
 from dopd.errors import LedgerLost
 from dopd.ledger.jetstream import JetStreamLedger
 from dopd.runtime.clock import RealRuntime
-from tests.nats_server import die_with_parent, quiet_port, server_binary
+from tests.nats_server import NatsServer, die_with_parent, nats_server, quiet_port, server_binary
 
+__all__ = ["nats_server"]
 pytestmark = [pytest.mark.nats, pytest.mark.timeout(60)]
 SHIPPED = Path(__file__).parents[2] / "deploy/nats"
 T = TypeVar("T")
@@ -79,3 +81,21 @@ async def test_three_brokers_with_the_example_are_one_and_keep_a_ledger(
         assert entries[0].payload == b"kept three times"
     finally:
         await ledger.close()
+
+
+async def test_a_ledger_that_was_made_with_other_settings_is_used_as_it_is(
+    nats_server: NatsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one that was begun before there were three brokers."""
+    client = await nats.connect(nats_server.url)
+    await client.jetstream().add_stream(name="dopd_log_decisions", subjects=["dopd.ledger.decisions"], max_msgs=7)
+    await client.jetstream().create_key_value(bucket="dopd_ledger", history=3)
+    await client.close()
+    ledger = await JetStreamLedger.open(nats_server.url, RealRuntime())
+    try:
+        assert await ledger.append("decisions", b"one") == 1
+        revision = await ledger.put("pins", b"two", 0)
+        assert await ledger.get("pins") == (b"two", revision)
+    finally:
+        await ledger.close()
+    assert [record.message.count("used as it is") for record in caplog.records] == [1, 1]
