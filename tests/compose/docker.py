@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 PLUGINS = ROOT / ".tools/docker"
 START_S = 30.0
 FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
+BRIDGE = Path("/sys/class/net/docker0")
 IMPORTED = {
     "python:3.11-slim-bookworm": (
         stand_ins.python_image,
@@ -127,7 +128,7 @@ def _import(docker: Docker, tag: str, root: Path, changes: list[str]) -> None:
 @contextmanager
 def _daemon(folder: Path) -> Iterator[str]:
     """A dockerd with everything of its own; what it changes in the machine's network is put back."""
-    forwards, policy = FORWARD.read_text(), _forward_policy()
+    forwards, policy, had_bridge = FORWARD.read_text(), _forward_policy(), BRIDGE.exists()
     address = f"unix://{folder}/docker.sock"
     places = ("--data-root", folder / "data", "--exec-root", folder / "exec", "--pidfile", folder / "dockerd.pid")
     with (folder / "dockerd.log").open("wb") as log:
@@ -150,6 +151,8 @@ def _daemon(folder: Path) -> Iterator[str]:
         FORWARD.write_text(forwards)
         if policy:
             subprocess.run(["iptables", "-P", "FORWARD", policy], check=True, timeout=10)
+        if not had_bridge and BRIDGE.exists() and shutil.which("ip"):
+            subprocess.run(["ip", "link", "delete", BRIDGE.name], check=False, timeout=10)
         subprocess.run(["umount", "-R", "-q", folder / "data", folder / "exec"], check=False, timeout=10)
 
 
