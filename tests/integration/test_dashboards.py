@@ -26,6 +26,7 @@ from tests.prometheus_rig import DASHBOARDS, Asked, Prometheus, Series, promtool
 pytestmark = [
     pytest.mark.nats,
     pytest.mark.slow,
+    pytest.mark.timeout(240),
     pytest.mark.skipif(sys.platform != "linux", reason="Debian's prometheus, and /proc"),
 ]
 
