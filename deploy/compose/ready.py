@@ -1,7 +1,7 @@
 """The health check inside our images: exit 0 when this container's operator port says that it is ready.
 
-Consumes `GET /ready`, or the path that is named, on port 9464; produces what it said, for `docker inspect`. Nothing but a
-socket is imported, since each container runs this every few seconds.
+Consumes `GET /ready`, or the path that is named, on port 9464; produces what it said, for `docker inspect`. Nothing but
+a socket is imported, since each container runs this every few seconds.
 """
 
 import socket
