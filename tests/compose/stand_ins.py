@@ -40,6 +40,9 @@ def python_image(folder: Path) -> Path:
     if wheels.is_dir():
         shutil.copytree(wheels, root / "usr/share/python-wheels", dirs_exist_ok=True)
     _libraries(root, [binary, *library.glob("lib-dynload/*.so")])
+    if lscpu := shutil.which("lscpu"):  # vLLM's CPU build asks it
+        shutil.copy2(lscpu, root / "bin/lscpu")
+        _libraries(root, [root / "bin/lscpu"])
     system = Path("/lib") / f"{platform.machine()}-linux-gnu"
     _libraries(root, [file for name in FOR_WHEELS if (file := system / name).exists()])
     return root
