@@ -1,4 +1,4 @@
-"""Two that create one stream at the same moment: the second tries again, other errors are told."""
+"""Two that create one stream at the same moment: the second tries again and takes what is there, other errors are told."""
 
 import pytest
 from nats.js.errors import BadRequestError
@@ -21,12 +21,18 @@ def refusing(err_code: int, times: int) -> tuple[list[int], object]:
 @pytest.mark.parametrize("err_code", [10058, 10065])
 async def test_who_was_beaten_to_a_stream_tries_again(err_code: int) -> None:
     calls, create = refusing(err_code, times=2)
-    assert await _unless_beaten(create) == "made"  # type: ignore[arg-type]
+    assert await _unless_beaten(create, "log") == "made"  # type: ignore[arg-type]
     assert len(calls) == 3
+
+
+async def test_a_stream_that_stays_otherwise_is_used_as_it_is() -> None:
+    calls, create = refusing(10058, times=1000)
+    assert await _unless_beaten(create, "log") is None  # type: ignore[arg-type]
+    assert len(calls) < 1000
 
 
 async def test_any_other_refusal_is_told() -> None:
     calls, create = refusing(10052, times=1)
     with pytest.raises(BadRequestError):
-        await _unless_beaten(create)  # type: ignore[arg-type]
+        await _unless_beaten(create, "log")  # type: ignore[arg-type]
     assert len(calls) == 1
