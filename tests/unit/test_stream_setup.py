@@ -1,4 +1,4 @@
-"""Two that create one stream at the same moment: the second tries again and takes what is there, other errors are told."""
+"""Two that create one stream at once: the second tries again and takes what is there, other errors are told."""
 
 import pytest
 from nats.js.errors import BadRequestError
