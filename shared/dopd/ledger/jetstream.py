@@ -98,8 +98,16 @@ class JetStreamLedger:
         """As in Ledger. After LedgerLost the record may have been written or not."""
         check_name(log)
         async with self._bounded("append"):
-            await self._set_up_log(log)
-            return (await self._js.publish(_subject(log), payload, stream=_stream(log))).seq
+            for left in reversed(range(_TRIES)):
+                await self._set_up_log(log)
+                try:
+                    return (await self._js.publish(_subject(log), payload, stream=_stream(log))).seq
+                except js_errors.NoStreamResponseError:  # nobody has it, so nothing was written
+                    if not left:
+                        raise
+                    self._logs.discard(log)  # another has just created it and it does not listen yet, or it was lost
+                    await asyncio.sleep(0.02)
+            raise AssertionError("the last try returns or raises")
 
     async def read(self, log: str, start: int = 1, limit: int = 1000) -> Sequence[Entry]:
         check_name(log)
