@@ -58,7 +58,7 @@ class Stack:
     """`docker compose` with this project's files."""
 
     def __init__(self, docker: Docker, folder: Path) -> None:
-        self.docker = docker
+        self.docker, self.folder = docker, folder
         first = _free_ports(2 * GATEWAYS + 1)
         self.nats_port = first + 2 * GATEWAYS
         self.passwords = _passwords()
@@ -76,6 +76,7 @@ class Stack:
             "DOPD_LOAD_SCALE": "0.5",
             "CA_BUNDLE": os.environ.get("CA_BUNDLE") or os.environ.get("PIP_CERT") or "/dev/null",
             "TEST_NATS_PORT": str(self.nats_port),
+            "DOPD_NATS_TLS_DIR": str(folder / "tls"),
         }
         (folder / "env").write_text("".join(f"{name}={value}\n" for name, value in env.items()))
         files = (COMPOSE / "compose.yaml", ROOT / "tests/compose/compose.test.yaml")
@@ -90,6 +91,14 @@ class Stack:
         """As many containers of these services as named; waits until all are healthy."""
         wanted = [f"--scale={name.replace('_', '-')}={number}" for name, number in scale.items()]
         self.compose("up", "-d", "--wait", "--no-build", "--no-recreate", *wanted, timeout_s=UP_S)
+
+    def up_with_tls(self) -> Path:
+        """All containers anew, with a new certificate of the broker. The CA's."""
+        folder = self.folder / "tls"
+        subprocess.run([ROOT / "deploy/nats/dev-ca.sh", folder], check=True, capture_output=True, timeout=30)
+        (folder / "server.key").chmod(0o644)  # the broker is another user
+        self.compose(f"--file={COMPOSE / 'compose.tls.yaml'}", "up", "-d", "--wait", "--no-build", timeout_s=UP_S)
+        return folder / "ca.crt"
 
     def containers(self, service: str = "") -> list[Container]:
         """Those that exist, also where they do not run."""

@@ -9,6 +9,8 @@ import random
 
 import pytest
 
+from dopd.bus.nats_bus import NatsBus
+from dopd.errors import BrokerRefuses
 from tests.compose.stack import HTTP, NATS, OPERATOR, Clients, Container, Stack, clients_of, first_token_s
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(290)]
@@ -224,3 +226,16 @@ async def test_workers_are_taken_away_under_load(stack: Stack) -> None:
             await stack.aside(stack.up, gateway=1, prefill_worker=1, decode_worker=1)
             await asyncio.sleep(1.0)
         await clients.settled(1, 1)
+
+
+# --- encrypted --------------------------------------------------------------------------------------------------------
+
+
+async def test_with_tls_the_stack_serves_and_the_broker_hears_nobody_without(stack: Stack) -> None:
+    ca_file = await stack.aside(stack.up_with_tls)
+    await first_token_s(stack.urls()[0], 0.0)
+    url = stack.nats_url("client")
+    bus = await NatsBus.connect(url, "with", ca_file=str(ca_file))
+    await bus.close()
+    with pytest.raises(BrokerRefuses):
+        await NatsBus.connect(url, "without", max_reconnect=0)

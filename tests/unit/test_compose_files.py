@@ -145,11 +145,34 @@ def run(compose: list[str], env_file: Path, *words: str) -> subprocess.Completed
     )
 
 
-@pytest.mark.parametrize(("overlay", "profile"), list(product(("", "compose.cpu.yaml", "compose.gpu.yaml"), PROFILES)))
+@pytest.mark.parametrize(
+    ("overlay", "profile"), list(product(("", "compose.cpu.yaml", "compose.gpu.yaml", "compose.tls.yaml"), PROFILES))
+)
 def test_compose_takes_every_combination(compose: list[str], env_file: Path, overlay: str, profile: str) -> None:
     files = ["-f", "compose.yaml", *(["-f", overlay] if overlay else [])]
     done = run(compose, env_file, *files, *(["--profile", profile] if profile else []), "config", "-q")
     assert done.returncode == 0 and not done.stderr, done.stderr
+
+
+def test_with_tls_whoever_has_a_user_of_the_broker_trusts_its_ca(compose: list[str], env_file: Path) -> None:
+    done = run(
+        compose,
+        env_file,
+        "-f",
+        "compose.yaml",
+        "-f",
+        "compose.tls.yaml",
+        "--profile",
+        "*",
+        "config",
+        "--format",
+        "json",
+    )
+    found = json.loads(done.stdout)["services"]
+    users = {name for name, what in found.items() if "DOPD__CLUSTER__NATS_URL" in what.get("environment", {})}
+    trusting = {name for name, what in found.items() if "DOPD__CLUSTER__NATS_CA_FILE" in what.get("environment", {})}
+    assert users == trusting and len(users) == 7
+    assert found["nats"]["command"] == ["-c", "/etc/dopd-nats/tls.conf"]
 
 
 def test_a_key_that_is_misspelt_is_refused(compose: list[str], env_file: Path, tmp_path: Path) -> None:
