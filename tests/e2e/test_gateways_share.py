@@ -74,6 +74,12 @@ class Watch:
             self.over.append(f"{state.worker_id}: {held} in hand and {free} granted")
 
 
+def all_of_it(state: WorkerState) -> bool:
+    """Whether what this worker can take is in hand or granted, none of it to a gateway that is gone."""
+    free = sum(grant.limit - grant.received for grant in state.grants)
+    return len(state.grants) == 1 and state.running + state.waiting + free >= CAPACITY
+
+
 async def asking(clients: Live, url: str, going: asyncio.Event, done: list[int]) -> None:
     """Clients of one gateway, each with one request at a time; `done` counts the requests that have ended."""
 
@@ -93,6 +99,7 @@ async def test_two_gateways_share_the_workers_alike_and_one_takes_all_when_the_o
 ) -> None:
     watch, stop, done = Watch(), asyncio.Event(), {name: list[int]() for name in GATEWAYS}
     await clients.bus.subscribe(WORKER_STATE.at(), lambda delivery: watch.saw(delivery.message))
+    await clients.until(lambda: len(watch.most_held) == 3, 10.0, "what is granted to idle gateways has been seen")
     loads = {name: asyncio.create_task(asking(clients, up.urls[name], stop, done[name])) for name in GATEWAYS}
     await asyncio.sleep(5.0)
     shares = {name: len(done[name]) for name in GATEWAYS}
@@ -109,9 +116,7 @@ async def test_two_gateways_share_the_workers_alike_and_one_takes_all_when_the_o
     assert len(broken) == CLIENTS + len(long) and all(asked.broken for asked in long)
     granted = lambda: {g.gateway_id for s in clients.cluster.states.values() for g in s.grants}  # noqa: E731
     await clients.until(lambda: granted() == {"g1"}, 10.0, "workers give the dead gateway up")
-    watch.most_held.clear()
-    full = lambda: max(watch.most_held.values(), default=0) >= CAPACITY  # noqa: E731
-    await clients.until(full, 10.0, "the other gateway fills a worker by itself")
+    await clients.until(lambda: all(map(all_of_it, clients.cluster.states.values())), 10.0, "the other has all of them")
     stop.set()
     await loads["g1"]
     assert watch.over == []
