@@ -236,6 +236,6 @@ async def test_with_tls_the_stack_serves_and_the_broker_hears_nobody_without(sta
     await first_token_s(stack.urls()[0], 0.0)
     url = stack.nats_url("client")
     bus = await NatsBus.connect(url, "with", ca_file=str(ca_file))
-    await bus.close()
+    await bus.drain()
     with pytest.raises(BrokerRefuses):
         await NatsBus.connect(url, "without", max_reconnect=0)
