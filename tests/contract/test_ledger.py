@@ -6,7 +6,9 @@ import pytest
 
 from dopd.errors import Conflict, LedgerLost
 from dopd.ledger import Entry
+from dopd.ledger.jetstream import JetStreamLedger
 from tests.contract.ledger_rig import TIMEOUT_S, LedgerRig, on_every_ledger
+from tests.nats_server import NatsServer
 
 
 @on_every_ledger
@@ -167,3 +169,49 @@ async def test_a_closed_ledger_is_lost(rig: LedgerRig) -> None:
     await ledger.close()
     with pytest.raises(LedgerLost):
         await ledger.get("k")
+
+
+@pytest.mark.nats
+async def test_a_full_log_gives_up_its_oldest_records_and_goes_on(nats_server: NatsServer) -> None:
+    ledger = await JetStreamLedger.open(nats_server.url, _Now(), timeout_s=TIMEOUT_S, log_bytes=20_000)
+    try:
+        for n in range(1, 41):
+            assert await ledger.append("log", bytes([n]) * 1000) == n
+        entries = await ledger.read("log")
+        first = entries[0].index
+        assert 15 < first < 35, "what is left fits into 20,000 bytes"
+        assert entries == [Entry(n, bytes([n]) * 1000) for n in range(first, 41)]
+        assert [entry.index for entry in await ledger.read("log", start=-3, limit=2)] == [first, first + 1]
+        assert await ledger.read("log", start=41) == []
+    finally:
+        await ledger.close()
+
+
+@pytest.mark.nats
+async def test_records_given_up_during_a_read_are_left_out_of_it(nats_server: NatsServer) -> None:
+    ledger = await JetStreamLedger.open(nats_server.url, _Now(), timeout_s=TIMEOUT_S, log_bytes=20_000)
+    writer = await JetStreamLedger.open(nats_server.url, _Now(), timeout_s=TIMEOUT_S, log_bytes=20_000)
+    try:
+        for _ in range(20):
+            await ledger.append("log", b"x" * 1000)
+        writing = asyncio.create_task(_append_many(writer, 400))
+        reads = 0
+        while not writing.done():
+            indexes = [entry.index for entry in await ledger.read("log")]
+            assert indexes == list(range(indexes[0], indexes[-1] + 1)), "only the oldest may be missing"
+            reads += 1
+        await writing
+        assert reads > 3
+    finally:
+        await ledger.close()
+        await writer.close()
+
+
+async def _append_many(ledger: JetStreamLedger, count: int) -> None:
+    for _ in range(count):
+        await ledger.append("log", b"x" * 1000)
+
+
+class _Now:
+    def now(self) -> float:
+        return 1000.0

@@ -33,7 +33,7 @@ class Ledger(Protocol):
         """Add a record; its index."""
 
     async def read(self, log: str, start: int = 1, limit: int = 1000) -> Sequence[Entry]:
-        """Records from index `start` on."""
+        """Records from index `start` on, or from the oldest there is: a store that is full gives up the oldest."""
 
     async def get(self, key: str) -> tuple[bytes, int] | None:
         """Value and revision, or None."""

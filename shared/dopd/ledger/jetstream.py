@@ -30,6 +30,9 @@ _BUCKET = "dopd_ledger"
 _KEYS = f"KV_{_BUCKET}"
 _READ_AT_ONCE = 64
 _COPIES, _TRIES = 3, 20
+# What a log may grow to, in bytes, which the broker sets aside; then the oldest records go. A busy planner writes 5 MB
+# an hour.
+_LOG_BYTES = 128 << 20
 
 _log = logging.getLogger("dopd.ledger")
 
@@ -62,8 +65,11 @@ class Clock(Protocol):
 class JetStreamLedger:
     """The `Ledger` of one process. Open with `JetStreamLedger.open`."""
 
-    def __init__(self, client: Client, clock: Clock, timeout_s: float, replicas: int = 1) -> None:
-        self._client, self._clock, self._timeout_s, self._replicas = client, clock, timeout_s, replicas
+    def __init__(
+        self, client: Client, clock: Clock, timeout_s: float, replicas: int = 1, log_bytes: int = _LOG_BYTES
+    ) -> None:
+        self._client, self._clock, self._timeout_s = client, clock, timeout_s
+        self._replicas, self._log_bytes = replicas, log_bytes
         self._js: JetStreamContext = client.jetstream(timeout=timeout_s)
         self._keys: KeyValue | None = None
         self._logs: set[str] = set()
@@ -72,10 +78,16 @@ class JetStreamLedger:
 
     @classmethod
     async def open(
-        cls, url: str, clock: Clock, name: str = "ledger", timeout_s: float = 2.0, ca_file: str = ""
+        cls,
+        url: str,
+        clock: Clock,
+        name: str = "ledger",
+        timeout_s: float = 2.0,
+        ca_file: str = "",
+        log_bytes: int = _LOG_BYTES,
     ) -> "JetStreamLedger":
-        """Connect; `url` and `ca_file` as in `reach`. Raises ConfigError, or LedgerLost when no broker answers within
-        `timeout_s`."""
+        """Connect; `url` and `ca_file` as in `reach`. A log that reaches `log_bytes` gives up its oldest records.
+        Raises ConfigError, or LedgerLost when no broker answers within `timeout_s`."""
         client, to = StrictClient(), reach(url, ca_file)
         try:
             connecting = client.connect(
@@ -92,7 +104,7 @@ class JetStreamLedger:
         except (TimeoutError, OSError, nats.errors.Error) as error:
             await close_client(client)
             raise LedgerLost(f"{shown(url)}: {type(error).__name__}: {error}") from error
-        return cls(client, clock, timeout_s, replicas=_COPIES if len(to.urls) >= _COPIES else 1)
+        return cls(client, clock, timeout_s, _COPIES if len(to.urls) >= _COPIES else 1, log_bytes)
 
     async def append(self, log: str, payload: bytes) -> int:
         """As in Ledger. After LedgerLost the record may have been written or not."""
@@ -112,16 +124,11 @@ class JetStreamLedger:
     async def read(self, log: str, start: int = 1, limit: int = 1000) -> Sequence[Entry]:
         check_name(log)
         async with self._bounded("read"):
-            try:
-                last = (await self._js.stream_info(_stream(log))).state.last_seq
-            except js_errors.NotFoundError:
-                return []
-            entries: list[Entry] = []
-            end = min(last, max(start, 1) + limit - 1)
-            for first in range(max(start, 1), end + 1, _READ_AT_ONCE):
-                wanted = range(first, min(first + _READ_AT_ONCE, end + 1))
-                entries += await asyncio.gather(*(self._entry(log, index) for index in wanted))
-            return entries
+            while True:
+                wanted = await self._indexes(log, start, limit)
+                entries = await self._entries(log, wanted)
+                if entries or not wanted:  # or all of them were given up since the store told what it has
+                    return entries
 
     async def get(self, key: str) -> tuple[bytes, int] | None:
         check_name(key)
@@ -156,8 +163,29 @@ class JetStreamLedger:
     async def close(self) -> None:
         await close_client(self._client)
 
-    async def _entry(self, log: str, index: int) -> Entry:
-        found = await self._js.get_msg(_stream(log), seq=index, direct=True)
+    async def _indexes(self, log: str, start: int, limit: int) -> range:
+        """Which of the wanted records there are."""
+        try:
+            state = (await self._js.stream_info(_stream(log))).state
+        except js_errors.NotFoundError:
+            return range(0)
+        first = max(start, state.first_seq, 1)
+        return range(first, min(state.last_seq, first + limit - 1) + 1)
+
+    async def _entries(self, log: str, wanted: range) -> list[Entry]:
+        entries: list[Entry] = []
+        for at in range(0, len(wanted), _READ_AT_ONCE):
+            found = await asyncio.gather(*(self._entry(log, index) for index in wanted[at : at + _READ_AT_ONCE]))
+            entries += [entry for entry in found if entry is not None]
+        return entries
+
+    async def _entry(self, log: str, index: int) -> Entry | None:
+        try:
+            found = await self._js.get_msg(_stream(log), seq=index, direct=True)
+        except js_errors.NotFoundError:
+            if index >= (await self._js.stream_info(_stream(log))).state.first_seq:
+                raise
+            return None  # given up since the read began
         return Entry(index, found.data or b"")
 
     async def _lease(self, name: str) -> tuple[Lease | None, int]:
@@ -194,7 +222,11 @@ class JetStreamLedger:
             if log not in self._logs:
                 await _unless_beaten(
                     lambda: self._js.add_stream(
-                        name=_stream(log), subjects=[_subject(log)], allow_direct=True, num_replicas=self._replicas
+                        name=_stream(log),
+                        subjects=[_subject(log)],
+                        allow_direct=True,
+                        num_replicas=self._replicas,
+                        max_bytes=self._log_bytes,
                     ),
                     _stream(log),
                 )
