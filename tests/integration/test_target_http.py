@@ -94,6 +94,16 @@ def percentiles(values: list[float]) -> NDArray[np.float64]:
 
 
 async def test_reported_latencies_are_within_two_percent_of_what_the_server_did() -> None:
+    """What is wrong with the client is wrong each time; what other work on the machine delays is not."""
+    for _ in range(4):
+        seen, real = await seen_and_real()
+        if seen == pytest.approx(real, rel=0.02):
+            return
+    assert seen == pytest.approx(real, rel=0.02)
+
+
+async def seen_and_real() -> NDArray[np.float64]:
+    """Percentiles of TTFT, TPOT and gaps, one row each: as the client reports them, and by the server's own log."""
     async with other_process("--seed", "7", "--gap-ms", "20", "80") as url, opened(url) as target:
         zero_s = clock()() + 0.2
         schedule = requests(*[""] * 80, osl=25, every_s=0.03)
@@ -101,14 +111,17 @@ async def test_reported_latencies_are_within_two_percent_of_what_the_server_did(
         truths = await asyncio.to_thread(truths_of, url)
     assert [r.failure for r in records] == [""] * 80 and all(r.counts == [1] * 25 for r in records)
     writes = [truths[r.index].writes_s for r in records]
-    real_ttft = [w[0] - zero_s - r.intended_s for w, r in zip(writes, records, strict=True)]
-    real_tpot = [(w[-1] - w[0]) / 24 for w in writes]
-    real_gaps = [b - a for w in writes for a, b in pairwise(w)]
-    ttft = [r.times_s[0] - r.intended_s for r in records]
-    tpot = [(r.times_s[-1] - r.times_s[0]) / 24 for r in records]
-    gaps = [b - a for r in records for a, b in pairwise(r.times_s)]
-    for seen, real in ((ttft, real_ttft), (tpot, real_tpot), (gaps, real_gaps)):
-        assert percentiles(seen) == pytest.approx(percentiles(real), rel=0.02)
+    real = [
+        [w[0] - zero_s - r.intended_s for w, r in zip(writes, records, strict=True)],
+        [(w[-1] - w[0]) / 24 for w in writes],
+        [b - a for w in writes for a, b in pairwise(w)],
+    ]
+    seen = [
+        [r.times_s[0] - r.intended_s for r in records],
+        [(r.times_s[-1] - r.times_s[0]) / 24 for r in records],
+        [b - a for r in records for a, b in pairwise(r.times_s)],
+    ]
+    return np.array([[percentiles(values) for values in each] for each in (seen, real)])
 
 
 async def test_a_server_that_stalls_is_seen_by_every_request_that_was_due_meanwhile() -> None:
