@@ -62,6 +62,9 @@ ratios() { compare "$name-$engine-ratios" "oracle-ratio,$all" "$(at 0.8)" ""; }
 largest() { compare "$name-$engine-largest" "dopd,aggregated,distserve" "$(at 0.5)" "--goodput-search --tolerance 0.06"; }
 light() { compare "$name-$engine-light" "$planners,aggregated,distserve,$some" "$(at 0.3),$(at 0.45)" ""; }
 planner() { compare "$name-$engine-planner" "dopd,oracle-ratio[dopd=1],dopd-3p5d,dopd-4p4d,dopd-5p3d,dopd-6p2d" "$(at 0.8)" ""; }
+fewer() { # the same load on fewer workers
+  for n in 4 5 6 7 8; do compare "$name-$engine-of-$n" "dopd,aggregated,distserve" "$(at 0.5)" "--workers $n" 0.5; done
+}
 switches() { compare "$name-$engine-switches" "dopd,$switches,dopd-coldstart" "$(at 0.8)" ""; }
 
-for step in ${STEPS:-policies splits ratios planner largest light switches}; do each "$step"; done
+for step in ${STEPS:-policies splits ratios planner largest light switches fewer}; do each "$step"; done

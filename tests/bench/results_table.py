@@ -1,7 +1,8 @@
 """The tables of docs/results.md from the JSON files of results.sh: `python -m tests.bench.results_table FILE ...`.
 
 A cell: goodput in requests/s, attainment in %, and with several seeds the 95 % interval of the difference to the first
-policy's goodput, in % of that. Files of the same load, rates and seeds become one table.
+policy's goodput, in % of that. Files of the same load, rates and seeds become one table; with `--by-workers` they
+are of one load and several numbers of workers.
 """
 
 import sys
@@ -93,7 +94,7 @@ def joined(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """Each with those of its arrivals that come after it."""
     found: list[Comparison] = []
     for one in comparisons:
-        place = next((place for place, first in enumerate(found) if arrivals(one) <= arrivals(first)), None)
+        place = next((place for place, first in enumerate(found) if ground(one) <= ground(first)), None)
         if place is None:
             found.append(one)
             continue
@@ -105,10 +106,28 @@ def joined(comparisons: Sequence[Comparison]) -> list[Comparison]:
     return found
 
 
-def arrivals(found: Comparison) -> set[tuple[str, str, float, int]]:
-    """Which schedules they are."""
-    return {(load.trace, load.profile, load.rate_scale, load.seed) for load in found.loads}
+def ground(found: Comparison) -> set[tuple[str, str, float, int, int]]:
+    """Which schedules they are, and for how many workers."""
+    workers = found.config.workers
+    return {(load.trace, load.profile, load.rate_scale, load.seed, workers) for load in found.loads}
+
+
+def by_workers(comparisons: Sequence[Comparison]) -> str:
+    """What each number of workers attains of the same arrivals, in %."""
+    comparisons = sorted(comparisons, key=lambda one: one.config.workers)
+    first = comparisons[0]
+    row, load = first.rows[0], first.loads[0]
+    assert all(one.loads[0].offered_rps == load.offered_rps for one in comparisons), "one load"
+    head = [f"{one.config.workers} workers ({one.rows[0].gpus} GPUs)" for one in comparisons]
+    lines = ["| policy | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
+    for policy in first.config.policies:
+        cells = [f"{100 * by_seed(one, policy, load.rate_scale)[load.seed].attainment:.1f}" for one in comparisons]
+        lines.append(f"| {policy} | " + " | ".join(cells) + " |")
+    made = f"Seed {load.seed}; commit `{first.config.versions['commit'][:7]}`."
+    title = f"### {row.trace}, `{row.profile}`, {load.offered_rps:.1f} requests/s offered"
+    return "\n\n".join((title, "\n".join(lines), made)) + "\n"
 
 
 if __name__ == "__main__":
-    print("\n".join(table(one) for one in joined([read(Path(name)) for name in sys.argv[1:]])))
+    files = [read(Path(name)) for name in sys.argv[1:] if name != "--by-workers"]
+    print(by_workers(files) if "--by-workers" in sys.argv else "\n".join(table(one) for one in joined(files)))
