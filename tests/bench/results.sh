@@ -3,7 +3,7 @@
 # usage: results.sh FOLDER [ENGINE ...]     (traces in ../shared/data/traces; some hours on two cores)
 # `python -m tests.bench.results_table FOLDER/*.json` makes the tables. What exists already is left as it is, so it can be
 # ended at any time and started again. STEPS="policies ratios" and LOADS="shift azure-conv" do a part of it; SEEDS=1 with one
-# seed where there would be three.
+# seed where there would be three. Only when named: STEPS="fewer bursts brief".
 set -euo pipefail
 out=${1:?folder}; shift
 python=${PYTHON:-.venv/bin/python}
@@ -65,6 +65,7 @@ planner() { compare "$name-$engine-planner" "dopd,oracle-ratio[dopd=1],dopd-3p5d
 fewer() { # the same load on fewer workers
   for n in 4 5 6 7 8; do compare "$name-$engine-of-$n" "dopd,aggregated,distserve" "$(at 0.5)" "--workers $n" 0.5; done
 }
+bursts() { compare "$name-$engine-bursts" "dopd,dopd-paper,aggregated,distserve,$some" "$(at 0.8)" "--seeds 10"; }
 switches() { compare "$name-$engine-switches" "dopd,$switches,dopd-coldstart" "$(at 0.8)" ""; }
 
-for step in ${STEPS:-policies splits ratios planner largest light switches fewer}; do each "$step"; done
+for step in ${STEPS:-policies splits ratios planner largest light switches}; do each "$step"; done

@@ -55,9 +55,9 @@ class Container:
 
 
 class Stack:
-    """`docker compose` with this project's files."""
+    """`docker compose` with this project's files; `more` are those on top of compose.yaml."""
 
-    def __init__(self, docker: Docker, folder: Path) -> None:
+    def __init__(self, docker: Docker, folder: Path, *more: Path, project: str = PROJECT) -> None:
         self.docker, self.folder = docker, folder
         first = _free_ports(2 * GATEWAYS + 1)
         self.nats_port = first + 2 * GATEWAYS
@@ -78,10 +78,12 @@ class Stack:
             "TEST_NATS_PORT": str(self.nats_port),
             "DOPD_NATS_TLS_DIR": str(folder / "tls"),
         }
+        if wheels := os.environ.get("DOPD_TORCH_FROM"):
+            env["DOPD_TORCH_FROM"] = wheels
         (folder / "env").write_text("".join(f"{name}={value}\n" for name, value in env.items()))
-        files = (COMPOSE / "compose.yaml", ROOT / "tests/compose/compose.test.yaml")
+        files = (COMPOSE / "compose.yaml", *more, ROOT / "tests/compose/compose.test.yaml")
         self._words = (
-            "compose", "-p", PROJECT, "--env-file", str(folder / "env"), *(f"--file={file}" for file in files),
+            "compose", "-p", project, "--env-file", str(folder / "env"), *(f"--file={file}" for file in files),
         )  # fmt: skip
 
     def compose(self, *words: object, timeout_s: float = 120.0) -> str:
@@ -140,7 +142,7 @@ class Stack:
         return f"nats://{user}:{password}@127.0.0.1:{self.nats_port}"
 
 
-IMAGES = ("", "FORECASTER_", "BROKER_", "LOADGEN_")
+IMAGES = ("", "FORECASTER_", "BROKER_", "LOADGEN_", "CPU_")
 
 
 class Clients(Live):
