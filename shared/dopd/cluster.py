@@ -16,7 +16,8 @@ class WorkerView:
     """One worker. `credit` is how many more requests this gateway may send it now.
 
     Loads include this gateway's dispatches that no state shows yet. A planner sees the role that was last commanded,
-    and whether a person has `pinned` it; `step_s` is the time of a decode step there of late, 0 while unknown.
+    and whether a person has `pinned` it; `step_s` is the time of a decode step there of late, 0 while unknown; of the
+    last seconds it had work in hand for `busy_share`.
     """
 
     worker_id: str
@@ -36,6 +37,7 @@ class WorkerView:
     drained: bool = True
     pinned: bool = False
     step_s: float = 0.0
+    busy_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
