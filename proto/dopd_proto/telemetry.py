@@ -26,12 +26,12 @@ class WorkerState(Message):
     """A worker's own word on itself; published on every change and as a heartbeat. It lapses after `lease_s`.
 
     `accepting_at_s` is when the present role began to take work, `drained_at_s` when the last work of the old one
-    was gone (None: still draining). Of the last seconds it had work in hand for `busy_share`, the oldest counting
-    least. Token counts: `queued_prefill_tokens` is prompt work not yet computed, `context_tokens` the live context of
-    decoding requests. `kv_shared` names the store behind that of its domain which other domains share, while it is
-    in reach from here; a token of KV takes `kv_shared_token_s` more through it, and `kv_far_tokens` of what was
-    fetched had been computed in another domain. `engine` is the kind of engine, on `gpus` GPUs: workers that say the
-    same can take each other's role. `features`: what of a request it does that not every engine does.
+    was gone (None: still draining). Token counts: `queued_prefill_tokens` is prompt work not yet computed,
+    `context_tokens` the live context of decoding requests. `kv_shared` names the store behind that of its domain which
+    other domains share, while it is in reach from here; a token of KV takes `kv_shared_token_s` more through it, and
+    `kv_far_tokens` of what was fetched had been computed in another domain. `engine` is the kind of engine, on `gpus`
+    GPUs: workers that say the same can take each other's role. `features`: what of a request it does that not every
+    engine does.
     """
 
     worker_id: str
@@ -50,7 +50,6 @@ class WorkerState(Message):
     running: int = 0
     waiting: int = 0
     decoding: int = 0
-    busy_share: float = 0.0
     queued_prefill_tokens: int = 0
     context_tokens: int = 0
     kv_used_tokens: int = 0

@@ -16,8 +16,7 @@ class WorkerView:
     """One worker. `credit` is how many more requests this gateway may send it now.
 
     Loads include this gateway's dispatches that no state shows yet. A planner sees the role that was last commanded,
-    and whether a person has `pinned` it; `step_s` is the time of a decode step there of late, 0 while unknown; of the
-    last seconds it had work in hand for `busy_share`.
+    and whether a person has `pinned` it; `step_s` is the time of a decode step there of late, 0 while unknown.
     """
 
     worker_id: str
@@ -37,7 +36,6 @@ class WorkerView:
     drained: bool = True
     pinned: bool = False
     step_s: float = 0.0
-    busy_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

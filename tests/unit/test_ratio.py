@@ -172,17 +172,6 @@ def test_prompts_that_wait_pull_workers_before_any_forecast_says_so() -> None:
     assert plan.reason == "emergency_prefill" and len(plan.roles) >= 2
 
 
-def test_where_nothing_waits_no_more_is_expected_than_what_keeps_prefill_workers_busy() -> None:
-    """The forecast does not know yet that prompts are over."""
-    forecast, busy = forecast_of(60, **PROMPTS), (worker("a", "prefill", busy_share=0.25), worker("b", "prefill"))
-    answers = [worker(f"d{n}", "decode", decoding=5, context_tokens=5000) for n in range(4)]
-    after_all = one(RatioPlanner(), forecast, ClusterView((*busy, *answers)))
-    assert after_all.inputs["busy_prefill"] == 0.25
-    assert after_all.inputs["prefill_work"] == pytest.approx(1.4 * 0.25 + 0.5)
-    waiting = ClusterView((*busy, *answers), waiting_prefill_tokens=100_000)
-    assert one(RatioPlanner(), forecast, waiting).inputs["prefill_work"] > 4
-
-
 def test_the_time_decode_workers_have_left_serves_prompts_so_fewer_change() -> None:
     forecast = forecast_of(60, **PROMPTS)
     moved = [len(one(RatioPlanner(local=local), forecast, cluster_of(3, 5)).roles) for local in (0, 1)]
@@ -193,7 +182,7 @@ def test_the_time_decode_workers_have_left_serves_prompts_so_fewer_change() -> N
 
 
 def test_those_with_the_least_work_change_and_pinned_or_silent_ones_never_do() -> None:
-    workers = [worker("a", "prefill", pinned=True, busy_share=1.0), worker("b", "decode", pinned=True)]
+    workers = [worker("a", "prefill", pinned=True, running=1), worker("b", "decode", pinned=True)]
     workers += [worker("c", "decode", serving=False)]
     workers += [worker(f"d{n}", "decode", context_tokens=1000 * (6 - n), decoding=6 - n) for n in range(6)]
     plan = one(RatioPlanner(local=0), forecast_of(30, **PROMPTS), ClusterView(tuple(workers)))

@@ -52,7 +52,6 @@ def cluster_view(
                 kv_used_tokens=s.kv_used_tokens, kv_total_tokens=s.kv_total_tokens, kv_domain=s.kv_domain,
                 drained=s.drained_at_s is not None and s.worker_id not in coming, pinned=s.worker_id in pins,
                 step_s=paces[s.worker_id].step_s if s.worker_id in paces else 0.0,
-                busy_share=s.busy_share,
             )
             for _, s in sorted(states.items())
         ),

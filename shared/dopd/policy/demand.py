@@ -4,7 +4,7 @@ Consumes a forecast, the pools and the cluster; produces a `Demand` (work per se
 (algorithms.md 1.5 in rate form, 1.13, D20).
 """
 
-from math import isfinite
+from math import exp, isfinite
 from statistics import median
 
 from dopd.cluster import ClusterView
@@ -15,7 +15,7 @@ from dopd.policy.capacity import Decoder, Demand, Prompts, prompts_of
 from dopd.policy.split import Pools
 from dopd.slo import Slo
 
-IDLE_S, SURPRISE = 0.1, 1.4
+BUSY_S, IDLE_S, SURPRISE = 5.0, 0.1, 1.4
 """Where prefill workers have less than 0.1 s of prompts waiting, no more than 1.4 times the work comes that has kept
 them busy in the last seconds, whatever the forecast says: a forecast is slow to see that prompts are over."""
 BAND = 0.15
@@ -51,10 +51,11 @@ class Wanted:
         cluster: ClusterView,
         slo: Slo,
         correction: float,
+        busy: float,
         level: float,
     ) -> tuple[Demand, Decoder, dict[str, float]]:
         """At this quantile of the forecast, with what waits; without a forecast from what is being done. `correction`
-        of the profile's steps. Last the numbers that it came from, for the record."""
+        of the profile's steps, `busy` prefill workers. Last the numbers that it came from, for the record."""
         prompts, work, tokens_per_s = self._expected(forecast, level)
         decoding = sum(w.decoding for w in pools.decode)
         seen_tokens = sum(w.context_tokens for w in pools.decode) / decoding if decoding else 0.0
@@ -62,7 +63,7 @@ class Wanted:
         kv_tokens = min((w.kv_total_tokens for w in pools.decode if w.kv_total_tokens), default=0)
         join_s = self._joining_s(prompts.isl_tokens, forecast.osl_tokens_mean if forecast else 0.0)
         decoder = Decoder(self._profile, slo.tpot_s, context, kv_tokens, correction, join_s)
-        workers, busy = sum(pools.split), sum(w.busy_share for w in pools.prefill)
+        workers = sum(pools.split)
         timely = cluster.waiting_prefill_tokens - cluster.late_prefill_tokens  # no split makes late ones good
         waiting = timely + sum(w.queued_prefill_tokens for w in (*pools.prefill, *pools.decode))
         backlog_s = waiting * prompts.token_s
@@ -137,3 +138,10 @@ def _over(name: str, forecast: ForecastView, level: float) -> float:
         return 1.0
     over = series.at(level) / series.point
     return over if isfinite(over) else 1.0
+
+
+def busy_of(before: float, since_s: float, pools: Pools, now_s: float) -> float:
+    """Prefill workers at work, as a mean that fades: it was `before` at `since_s`."""
+    seen = float(sum(1 for w in pools.prefill if w.running or w.waiting or w.queued_prefill_tokens))
+    kept = exp(-(now_s - since_s) / BUSY_S) if now_s >= since_s else 0.0
+    return kept * before + (1 - kept) * seen

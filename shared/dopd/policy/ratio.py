@@ -13,7 +13,7 @@ from math import inf
 from dopd.cluster import ClusterView
 from dopd.policy.base import Alternative, ForecastView, Ground, Plan
 from dopd.policy.capacity import Splits
-from dopd.policy.demand import Wanted
+from dopd.policy.demand import Wanted, busy_of
 from dopd.policy.split import Pools, flips
 from dopd.slo import Slo
 
@@ -36,7 +36,8 @@ KEPT = 5
 @dataclass(frozen=True, slots=True)
 class State:
     """`grown` is the pool that the last change, at `changed_s`, has made larger. `round` is the forecast that was
-    looked at last, `wanted` the pool that it wanted larger, `times` in so many forecasts running. `correction`: D20."""
+    looked at last, `wanted` the pool that it wanted larger, `times` in so many forecasts running. `correction`: D20.
+    `busy` prefill workers of late, as of `seen_s`."""
 
     changed_s: float = -inf
     grown: str = ""
@@ -44,6 +45,8 @@ class State:
     wanted: str = ""
     times: int = 0
     correction: float = 1.0
+    busy: float = 0.0
+    seen_s: float = -inf
 
 
 class RatioPlanner:
@@ -91,8 +94,9 @@ class RatioPlanner:
             return state, Plan({}, reason="no_choice", needs="a third worker, or one that is not pinned")
         blind, needs = self._wanted.blind(forecast, now_s)
         seen = None if blind else forecast
-        state = replace(state, correction=self._wanted.corrected(state.correction, pools))
-        wanted = partial(self._wanted.demand, seen, pools, cluster, slo, state.correction)
+        busy = busy_of(state.busy, state.seen_s, pools, now_s)
+        state = replace(state, correction=self._wanted.corrected(state.correction, pools), busy=busy, seen_s=now_s)
+        wanted = partial(self._wanted.demand, seen, pools, cluster, slo, state.correction, busy)
         demand, decoder, inputs = wanted(self._quantile)
         inputs["quantile"] = self._quantile
         if not demand.prefill_work and not demand.tokens_per_s:

@@ -415,4 +415,5 @@ class Worker:
             self.failed.set()
         self._said_held = len(self._held)
         held, now_s = self._held.values(), self._runtime.now()
-        return self._vitals.state(self._phase, self.role, load, held, self._accounts, self._missed, self.tally, now_s)
+        far_tokens = self.tally.input_tokens["far"]
+        return self._vitals.state(self._phase, self.role, load, held, self._accounts, self._missed, far_tokens, now_s)

@@ -5,20 +5,15 @@ Consumes segments as they begin, end and are refused; produces the counters of i
 
 from collections import Counter
 from dataclasses import dataclass, field
-from math import exp
 
 from dopd.engine.contract import Cached
 from dopd.worker.segment import Held
 from dopd_proto.request import RunEnd
 
-FADING_S = 5.0
-"""The share of time with work in hand is a mean over about so many seconds, the older of which count for less."""
-
 
 @dataclass(slots=True)
 class Tally:
-    """`made_tokens` are those of segments that ended; `busy_since_s` is set while work is in hand. `share` is the busy
-    share as of `share_s`."""
+    """`made_tokens` are those of segments that ended; `busy_since_s` is set while work is in hand."""
 
     ended: Counter[RunEnd] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
@@ -27,13 +22,10 @@ class Tally:
     made_tokens: int = 0
     busy_s: float = 0.0
     busy_since_s: float | None = None
-    share: float = 0.0
-    share_s: float = 0.0
 
     def began(self, now_s: float) -> None:
         """A segment was taken."""
         if self.busy_since_s is None:
-            self.share, self.share_s = self.busy_share(now_s), now_s
             self.busy_since_s = now_s
 
     def looked(self, input_tokens: int, cached: Cached, *, far: bool) -> None:
@@ -49,13 +41,7 @@ class Tally:
 
     def idle(self, now_s: float) -> None:
         """It was the last one in hand."""
-        self.share, self.share_s = self.busy_share(now_s), now_s
         self.busy_s, self.busy_since_s = self.busy_until_s(now_s), None
-
-    def busy_share(self, now_s: float) -> float:
-        """Of the last seconds, up to now: the share with work in hand, 0 to 1."""
-        kept = exp(-max(0.0, now_s - self.share_s) / FADING_S)
-        return kept * self.share + (1.0 - kept) * (self.busy_since_s is not None)
 
     def busy_until_s(self, now_s: float) -> float:
         """Seconds with work in hand, up to now."""

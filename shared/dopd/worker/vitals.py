@@ -13,7 +13,6 @@ from dopd.worker.credit import Account
 from dopd.worker.health import Pulse
 from dopd.worker.role import RoleState
 from dopd.worker.segment import Held
-from dopd.worker.tally import Tally
 from dopd_proto.base import Role
 from dopd_proto.telemetry import Phase, WorkerState
 
@@ -47,7 +46,7 @@ class Vitals:
         held: Collection[Held],
         accounts: dict[str, Account],
         kv_misses: int,
-        tally: Tally,
+        kv_far_tokens: int,
         now_s: float,
     ) -> WorkerState:
         """The worker now. `life` is what its own start and end make of it; health and role refine "serving"."""
@@ -73,7 +72,6 @@ class Vitals:
             running=load.running,
             waiting=load.waiting,
             decoding=load.decoding,
-            busy_share=tally.busy_share(now_s),
             queued_prefill_tokens=load.queued_prefill_tokens,
             context_tokens=load.context_tokens,
             kv_used_tokens=load.kv_used_tokens,
@@ -83,7 +81,7 @@ class Vitals:
             kv_misses=kv_misses,
             kv_shared=shared.name if shared is not None else "",
             kv_shared_token_s=shared.token_s if shared is not None else 0.0,
-            kv_far_tokens=tally.input_tokens["far"],
+            kv_far_tokens=kv_far_tokens,
             max_model_len=self._engine.max_model_len,
             gpus=self._engine.gpus,
             engine=self._engine.label,
