@@ -33,7 +33,7 @@ class LocalCluster:
 
     `together` advances emulated steps in one go (virtual time only). `profile` and `decode_profile` go before the
     config's: the engines of workers that start as prefill and as decode, alike when only the first is given. `tracing`
-    makes that of a service and its instance.
+    makes that of a service and its instance. Workers start `spread_s` apart.
     """
 
     runtime: Runtime
@@ -43,6 +43,7 @@ class LocalCluster:
     decode_profile: Profile | None = None
     together: bool = False
     latency_s: float = 0.0
+    spread_s: float = 0.0
     tracing: Callable[[str, str], Tracing | None] = lambda service, instance: None
     workers: dict[str, Worker] = field(default_factory=dict)
     engines: dict[str, SimEngine] = field(default_factory=dict)
@@ -72,6 +73,7 @@ class LocalCluster:
         prefill, decode = sizes(self.policy, config.cluster.sizes, ClusterConfig().sizes)
         for number in range(prefill + decode):
             await self.add_worker(f"w{number + 1}", "prefill" if number < prefill else "decode")
+            await asyncio.sleep(self.spread_s)
 
     async def add_gateway(self, gateway_id: str) -> Gateway:
         """Start one more gateway."""

@@ -115,7 +115,8 @@ class Simulation:
     """What `simulate` is to run.
 
     `policy` goes before the config's. `beside` runs beside the load from its start on, and ends with it at the latest.
-    `tracing` is the cluster's. With `max_concurrency` the loop is closed, as in `DriveSettings`.
+    `tracing` is the cluster's. Workers start `spread_s` apart: live their heartbeats do not fall together either. With
+    `max_concurrency` the loop is closed, as in `DriveSettings`.
     """
 
     config: Config
@@ -128,6 +129,7 @@ class Simulation:
     watch: Watch | None = None
     beside: Callable[[Stage], Coroutine[Any, Any, None]] | None = None
     max_concurrency: int | None = None
+    spread_s: float = 0.0
     tracing: Callable[[str, str], Tracing | None] = lambda service, instance: None
 
 
@@ -143,7 +145,10 @@ async def _simulated(
 ) -> Run:
     config = what.config
     runtime = VirtualRuntime(what.seed)
-    cluster = LocalCluster(runtime, config, what.policy, together=True, latency_s=BUS_LATENCY_S, tracing=what.tracing)
+    cluster = LocalCluster(
+        runtime, config, what.policy, together=True, latency_s=BUS_LATENCY_S, spread_s=what.spread_s,
+        tracing=what.tracing,
+    )  # fmt: skip
     await cluster.start()
     roles = Roles(runtime, {worker_id: worker.role.role for worker_id, worker in cluster.workers.items()})
     queues = Queues(runtime, what.span_s)

@@ -63,8 +63,10 @@ def later(schedule: Sequence[Planned], by_s: float) -> list[Planned]:
 
 def run_virtual_twin(config: Config, schedule: Sequence[Planned], seed: int, span_s: float) -> Told:
     """In virtual time. What the cluster has seen before the load is as live: a stretch of the forecaster's bins without
-    any but the one request with which the client looks whether it is served. Forecasts after a start hang on that."""
-    before_s = config.forecaster.bin_s
+    any but the one request with which the client looks whether it is served. Forecasts after a start hang on that.
+    And heartbeats are spread, or planners would see workers in step and as they were half a second ago."""
+    beat_s, workers = config.worker.heartbeat_s, sum(config.cluster.sizes)
+    before_s = config.forecaster.bin_s - beat_s
     look_in = Planned(len(schedule), before_s / 2, PROBE_TOKENS, 1)
     stores: list[MemoryStore] = []
 
@@ -72,8 +74,9 @@ def run_virtual_twin(config: Config, schedule: Sequence[Planned], seed: int, spa
         stores.append(stage.cluster.ledger)
 
     what = Simulation(
-        config, seed, lambda one: token_prompt(one, seed, *TOKEN_IDS), TIMEOUT_S, before_s + span_s, beside=look
-    )
+        config, seed, lambda one: token_prompt(one, seed, *TOKEN_IDS), TIMEOUT_S, before_s + span_s, beside=look,
+        spread_s=beat_s / workers,
+    )  # fmt: skip
     with logs_from("warning"):
         run = simulate([look_in, *later(schedule, before_s)], what)
     run = structs.replace(run, records=run.records[1:], started_unix_s=run.started_unix_s + before_s)
