@@ -32,6 +32,9 @@ install_cpu() {
         pip_install --index-url "$TORCH_CPU_INDEX" -r locks/torch-cpu.txt
     }
     pip_install -r locks/cpu.txt
+    "$PYTHON" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null ||
+        die "vLLM's CPU build needs libnuma.so.1, which this machine lacks: apt-get install libnuma1 (Debian, Ubuntu)" \
+            "or dnf install numactl-libs (Fedora), then run this again"
 }
 
 install_gpu() {

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 APPLETS = ("sh", "mkdir", "chown", "chmod", "wget", "cat", "ls", "env", "rm", "id")
 FOR_WHEELS = (
     "libm.so.6", "libdl.so.2", "librt.so.1", "libutil.so.1", "libpthread.so.0", "libresolv.so.2", "libnss_dns.so.2",
-    "libnss_files.so.2", "libgcc_s.so.1", "libstdc++.so.6", "libz.so.1", "libgomp.so.1",
+    "libnss_files.so.2", "libgcc_s.so.1", "libstdc++.so.6", "libz.so.1", "libgomp.so.1", "libnuma.so.1",
 )  # fmt: skip
 """What binary wheels expect of a system."""
 NOT_IN_IMAGES = ("site-packages", "dist-packages", "test", "__pycache__", "idlelib", "turtledemo")

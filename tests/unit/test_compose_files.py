@@ -154,6 +154,17 @@ def test_compose_takes_every_combination(compose: list[str], env_file: Path, ove
     assert done.returncode == 0 and not done.stderr, done.stderr
 
 
+@pytest.mark.parametrize("overlay", ["", "compose.cpu.yaml", "compose.gpu.yaml", "compose.tls.yaml"])
+def test_every_image_that_nobody_pulls_is_built_by_one_service(
+    compose: list[str], env_file: Path, overlay: str
+) -> None:
+    files = ["-f", "compose.yaml", *(["-f", overlay] if overlay else [])]
+    found = json.loads(run(compose, env_file, *files, "config", "--format", "json").stdout)["services"]
+    ours = {what["image"] for what in found.values() if what["image"].startswith("dopd/")}
+    built = [what["image"] for what in found.values() if "build" in what]
+    assert sorted(ours) == sorted(built)
+
+
 def test_with_tls_whoever_has_a_user_of_the_broker_trusts_its_ca(compose: list[str], env_file: Path) -> None:
     done = run(
         compose,
