@@ -73,7 +73,8 @@ class LocalCluster:
         prefill, decode = sizes(self.policy, config.cluster.sizes, ClusterConfig().sizes)
         for number in range(prefill + decode):
             await self.add_worker(f"w{number + 1}", "prefill" if number < prefill else "decode")
-            await asyncio.sleep(self.spread_s)
+            if self.spread_s:  # else not even a turn of the loop: it would change the order of events
+                await asyncio.sleep(self.spread_s)
 
     async def add_gateway(self, gateway_id: str) -> Gateway:
         """Start one more gateway."""
