@@ -6,22 +6,17 @@ where pip finds torch's CPU build, if not in PyTorch's index.
 
 import asyncio
 import os
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from dopd.engine.vllm.engine import VllmEngine
 from dopd.engine.vllm.settings import VllmSettings
 from dopd.engine.vllm.tiny_model import ensure_tiny_model
-from dopd.runtime.clock import RealRuntime
 from tests.compose.docker import Docker
 from tests.compose.stack import COMPOSE, Clients, Stack, clients_of
-from tests.e2e.vllm.live_cluster import VOCABULARY, differences
-from tests.engine_rig import Rig
+from tests.e2e.vllm.live_cluster import VOCABULARY, differences, running
 
 BUILD_S, START_S = 2400.0, 600.0
 
@@ -39,11 +34,7 @@ def real_stack(docker: Docker, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """One prefill and one decode worker on CPU engines."""
     stack = Stack(docker, tmp_path_factory.mktemp("real"), COMPOSE / "compose.cpu.yaml", project="dopd-test-cpu")
     try:
-        began_s = time.monotonic()
-        stack.compose("build", "-q", timeout_s=BUILD_S)
-        built_s = time.monotonic()
-        stack.compose("up", "-d", "--wait", timeout_s=START_S)
-        print(f"\nimages built in {built_s - began_s:.0f} s, up and healthy {time.monotonic() - built_s:.0f} s later")
+        stack.build_and_up(build_s=BUILD_S, up_s=START_S)
         yield stack
     finally:
         print(stack.compose("logs", "--no-color", "--tail=40", "prefill-worker", "decode-worker", "lmcache"))
@@ -70,7 +61,7 @@ async def test_real_engines_answer_change_roles_and_give_the_tokens_of_one_engin
         await ask_all(clients, url)
         assert clients.verdict() == [] and not clients.failures()
         assert clients.kv_misses() == 0
-    async with engine_alone(tmp_path) as alone:
+    async with running(VllmSettings(model=str(ensure_tiny_model(tmp_path / "tiny")))) as alone:
         assert await differences(clients.asked, alone) == []
 
 
@@ -80,13 +71,3 @@ async def ask_all(clients: Clients, url: str) -> None:
     for isl in (20, 64, 333, 1500):
         asked += [await clients.ask_http(isl, 40, url=url), await clients.ask(isl, 40)]
     await asyncio.gather(*(one.done.wait() for one in asked))
-
-
-@asynccontextmanager
-async def engine_alone(folder: Path) -> AsyncIterator[Rig]:
-    rig = Rig(VllmEngine(VllmSettings(model=str(ensure_tiny_model(folder / "tiny"))), RealRuntime()))
-    await rig.engine.start(rig.on_output)
-    try:
-        yield rig
-    finally:
-        await rig.engine.stop()

@@ -7,6 +7,7 @@ import pytest
 from dopd.errors import Conflict, LedgerLost
 from dopd.ledger import Entry
 from dopd.ledger.jetstream import JetStreamLedger
+from dopd.runtime.clock import RealRuntime
 from tests.contract.ledger_rig import TIMEOUT_S, LedgerRig, on_every_ledger
 from tests.nats_server import NatsServer
 
@@ -173,7 +174,7 @@ async def test_a_closed_ledger_is_lost(rig: LedgerRig) -> None:
 
 @pytest.mark.nats
 async def test_a_full_log_gives_up_its_oldest_records_and_goes_on(nats_server: NatsServer) -> None:
-    ledger = await JetStreamLedger.open(nats_server.url, _Now(), timeout_s=TIMEOUT_S, log_bytes=20_000)
+    ledger = await small(nats_server)
     try:
         for n in range(1, 41):
             assert await ledger.append("log", bytes([n]) * 1000) == n
@@ -189,12 +190,12 @@ async def test_a_full_log_gives_up_its_oldest_records_and_goes_on(nats_server: N
 
 @pytest.mark.nats
 async def test_records_given_up_during_a_read_are_left_out_of_it(nats_server: NatsServer) -> None:
-    ledger = await JetStreamLedger.open(nats_server.url, _Now(), timeout_s=TIMEOUT_S, log_bytes=20_000)
-    writer = await JetStreamLedger.open(nats_server.url, _Now(), timeout_s=TIMEOUT_S, log_bytes=20_000)
+    ledger = await small(nats_server)
+    writer = await small(nats_server)
     try:
         for _ in range(20):
             await ledger.append("log", b"x" * 1000)
-        writing = asyncio.create_task(_append_many(writer, 400))
+        writing = asyncio.create_task(append_many(writer, 400))
         reads = 0
         while not writing.done():
             indexes = [entry.index for entry in await ledger.read("log")]
@@ -207,11 +208,11 @@ async def test_records_given_up_during_a_read_are_left_out_of_it(nats_server: Na
         await writer.close()
 
 
-async def _append_many(ledger: JetStreamLedger, count: int) -> None:
+async def small(server: NatsServer) -> JetStreamLedger:
+    """A ledger whose logs keep less than 20 records of 1,000 bytes."""
+    return await JetStreamLedger.open(server.url, RealRuntime(), timeout_s=TIMEOUT_S, log_bytes=20_000)
+
+
+async def append_many(ledger: JetStreamLedger, count: int) -> None:
     for _ in range(count):
         await ledger.append("log", b"x" * 1000)
-
-
-class _Now:
-    def now(self) -> float:
-        return 1000.0

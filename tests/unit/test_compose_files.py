@@ -15,7 +15,8 @@ import yaml
 from tests.compose.docker import compose_program
 
 FOLDER = Path(__file__).parents[2] / "deploy/compose"
-FILES = ("compose.yaml", "compose.observability.yaml", "compose.cpu.yaml", "compose.gpu.yaml")
+OVERLAYS = ("", "compose.cpu.yaml", "compose.gpu.yaml", "compose.tls.yaml")
+FILES = ("compose.yaml", "compose.observability.yaml", *OVERLAYS[1:])
 PROFILES = ("", "load", "operator", "observability", "four-gpus", "emulated", "*")
 USERS = ("GATEWAY", "WORKER", "PLANNER", "FORECASTER", "KV_STORE", "CLIENT", "OPERATOR")
 COMMANDS = {"loadgen", "operator"}
@@ -145,41 +146,33 @@ def run(compose: list[str], env_file: Path, *words: str) -> subprocess.Completed
     )
 
 
-@pytest.mark.parametrize(
-    ("overlay", "profile"), list(product(("", "compose.cpu.yaml", "compose.gpu.yaml", "compose.tls.yaml"), PROFILES))
-)
+def resolved(compose: list[str], env_file: Path, overlay: str, *words: str) -> dict[str, dict[str, Any]]:
+    """The services as compose puts them together."""
+    files = ["-f", "compose.yaml", *(["-f", overlay] if overlay else [])]
+    told = run(compose, env_file, *files, *words, "config", "--format", "json").stdout
+    found: dict[str, dict[str, Any]] = json.loads(told)["services"]
+    return found
+
+
+@pytest.mark.parametrize(("overlay", "profile"), list(product(OVERLAYS, PROFILES)))
 def test_compose_takes_every_combination(compose: list[str], env_file: Path, overlay: str, profile: str) -> None:
     files = ["-f", "compose.yaml", *(["-f", overlay] if overlay else [])]
     done = run(compose, env_file, *files, *(["--profile", profile] if profile else []), "config", "-q")
     assert done.returncode == 0 and not done.stderr, done.stderr
 
 
-@pytest.mark.parametrize("overlay", ["", "compose.cpu.yaml", "compose.gpu.yaml", "compose.tls.yaml"])
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_image_that_nobody_pulls_is_built_by_one_service(
     compose: list[str], env_file: Path, overlay: str
 ) -> None:
-    files = ["-f", "compose.yaml", *(["-f", overlay] if overlay else [])]
-    found = json.loads(run(compose, env_file, *files, "config", "--format", "json").stdout)["services"]
+    found = resolved(compose, env_file, overlay)
     ours = {what["image"] for what in found.values() if what["image"].startswith("dopd/")}
     built = [what["image"] for what in found.values() if "build" in what]
     assert sorted(ours) == sorted(built)
 
 
 def test_with_tls_whoever_has_a_user_of_the_broker_trusts_its_ca(compose: list[str], env_file: Path) -> None:
-    done = run(
-        compose,
-        env_file,
-        "-f",
-        "compose.yaml",
-        "-f",
-        "compose.tls.yaml",
-        "--profile",
-        "*",
-        "config",
-        "--format",
-        "json",
-    )
-    found = json.loads(done.stdout)["services"]
+    found = resolved(compose, env_file, "compose.tls.yaml", "--profile", "*")
     users = {name for name, what in found.items() if "DOPD__CLUSTER__NATS_URL" in what.get("environment", {})}
     trusting = {name for name, what in found.items() if "DOPD__CLUSTER__NATS_CA_FILE" in what.get("environment", {})}
     assert users == trusting and len(users) == 7
@@ -203,8 +196,7 @@ def test_without_passwords_it_says_how_to_get_them(compose: list[str], tmp_path:
 def test_real_engines_share_one_lmcache_and_nothing_emulated_starts(
     compose: list[str], env_file: Path, overlay: str
 ) -> None:
-    done = run(compose, env_file, "-f", "compose.yaml", "-f", overlay, "config", "--format", "json")
-    found = json.loads(done.stdout)["services"]
+    found = resolved(compose, env_file, overlay)
     assert "kv-store" not in found
     for name in ("prefill-worker", "decode-worker"):
         worker = found[name]

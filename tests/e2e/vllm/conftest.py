@@ -10,13 +10,11 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from dopd.engine.vllm.engine import VllmEngine
 from dopd.engine.vllm.settings import VllmSettings
 from dopd.engine.vllm.store import LmcacheStore, StoreSettings
 from dopd.engine.vllm.tiny_model import ensure_tiny_model
-from dopd.runtime.clock import RealRuntime
 from tests.e2e.live import Live
-from tests.e2e.vllm.live_cluster import real_cluster
+from tests.e2e.vllm.live_cluster import real_cluster, running
 from tests.engine_rig import Rig
 
 session = pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -52,24 +50,16 @@ def settings(model: Path, store: LmcacheStore) -> Iterator[VllmSettings]:
     )
 
 
-async def started(settings: VllmSettings) -> Rig:
-    rig = Rig(VllmEngine(settings, RealRuntime()))
-    await rig.engine.start(rig.on_output)
-    return rig
-
-
 @session
 async def a(settings: VllmSettings) -> AsyncIterator[Rig]:
-    rig = await started(settings)
-    yield rig
-    await rig.engine.stop()
+    async with running(settings) as rig:
+        yield rig
 
 
 @session
 async def b(settings: VllmSettings) -> AsyncIterator[Rig]:
-    rig = await started(settings)
-    yield rig
-    await rig.engine.stop()
+    async with running(settings) as rig:
+        yield rig
 
 
 @session
@@ -78,9 +68,8 @@ async def alone(settings: VllmSettings, model: Path) -> AsyncIterator[Rig]:
 
     other_name = model.with_name("tiny-alone")
     other_name.symlink_to(model)
-    rig = await started(replace(settings, model=str(other_name), save_decode_cache=False))
-    yield rig
-    await rig.engine.stop()
+    async with running(replace(settings, model=str(other_name), save_decode_cache=False)) as rig:
+        yield rig
 
 
 @session

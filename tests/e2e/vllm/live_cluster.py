@@ -1,6 +1,7 @@
 """A live cluster of real engines for tests, each worker a process, and the truth about its greedy output.
 
-Consumes the tiny model; produces connected `Live` clients, and what one engine that works alone says to their prompts.
+Consumes the tiny model; produces connected `Live` clients, engines of this process, and what one that works alone says
+to the clients' prompts.
 """
 
 import asyncio
@@ -8,6 +9,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from dopd.engine.vllm.engine import VllmEngine
+from dopd.engine.vllm.settings import VllmSettings
+from dopd.runtime.clock import RealRuntime
 from tests.e2e.live import Asked, Live, live
 from tests.e2e.running import Running
 from tests.engine_rig import Rig, job
@@ -45,6 +49,17 @@ async def real_cluster(model: Path, folder: Path, **more: object) -> AsyncIterat
         up.interrupt()
         assert await asyncio.to_thread(up.code, 60.0) in (0, 130)
         assert up.left() == []
+
+
+@asynccontextmanager
+async def running(settings: VllmSettings) -> AsyncIterator[Rig]:
+    """One engine of this process."""
+    rig = Rig(VllmEngine(settings, RealRuntime()))
+    await rig.engine.start(rig.on_output)
+    try:
+        yield rig
+    finally:
+        await rig.engine.stop()
 
 
 async def differences(asked: list[Asked], alone: Rig) -> list[str]:

@@ -15,8 +15,7 @@ from dopd.engine.vllm.settings import VllmSettings
 from tests.e2e.hosts import Hosts
 from tests.e2e.live import Live
 from tests.e2e.scattered import Scattered, clients_of
-from tests.e2e.vllm.conftest import started
-from tests.e2e.vllm.live_cluster import START_S, VOCABULARY, differences
+from tests.e2e.vllm.live_cluster import START_S, VOCABULARY, differences, running
 from tests.nats_server import NatsServer, quiet_port, server_binary
 from tests.resp_server import RespServer
 
@@ -116,8 +115,5 @@ async def test_kv_crosses_between_two_hosts_and_while_it_cannot_each_request_sta
             assert counts() == (before[0] + len(LENGTHS), before[1], before[2] + crossed)
             assert clients.verdict() == []
             assert not clients.failures()
-    alone = await started(VllmSettings(model=str(model)))
-    try:
+    async with running(VllmSettings(model=str(model))) as alone:
         assert await differences(clients.asked, alone) == []
-    finally:
-        await alone.engine.stop()
